@@ -1,0 +1,176 @@
+"""Edges of a captured graph: opaque ids, and the addresses that people read and write.
+
+An id is given once, at capture, and kept in `node.meta["custom"]`, which survives re-export and
+decomposition. It is never recomputed from a position or a node name. An address such as
+`blocks.0.attn.qkv:linear#0.in0` shows it; globs over addresses select edges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from edgeopt.errors import ConfigError
+
+_KEY = "edgeopt"
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class EdgeId:
+    """One port of one operator: `n12` and `in0`, or `out`."""
+
+    node: str
+    port: str
+
+    def __str__(self) -> str:
+        return f"{self.node}.{self.port}"
+
+    @staticmethod
+    def parse(text: str) -> EdgeId:
+        """Read `n12.in0` back.
+
+        Raises:
+            ConfigError: If the text has no port.
+        """
+        node, dot, port = text.rpartition(".")
+        if not dot:
+            raise ConfigError(f"an edge id is NODE.PORT, not {text!r}")
+        return EdgeId(node, port)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where a node comes from: the owning module, the operator, and which of several it is."""
+
+    id: str
+    fqn: str
+    op: str
+    index: int
+
+    @property
+    def address(self) -> str:
+        """`FQN:op#index`, without a port."""
+        return f"{self.fqn}:{self.op}#{self.index}"
+
+
+def owner(node: Node) -> str:
+    """Return the FQN of the module whose forward made `node`; empty for the root."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    fqn = str(list(stack.values())[-1][0])
+    # torch names the module of nodes that it adds itself; they belong to the root.
+    return "" if fqn.startswith("_empty_nn_module_stack") else fqn.split("@")[0]
+
+
+def operator_name(node: Node) -> str:
+    """Return the short operator name: `linear`, `conv2d`, `add`, `input`."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "output":
+        return "output"
+    packet = getattr(node.target, "_overloadpacket", None)
+    name = str(packet) if packet is not None else getattr(node.target, "__name__", str(node.target))
+    return name.split(".")[-1]
+
+
+def assign(graph: Graph, user_inputs: Mapping[str, str]) -> None:
+    """Give every operator and user input of a freshly captured graph its site.
+
+    Args:
+        graph: The captured graph; its nodes' `meta["custom"]` is extended.
+        user_inputs: Placeholder name -> name of the model's input.
+    """
+    seen: Counter[tuple[str, str]] = Counter()
+    serial = 0
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in user_inputs:
+            fqn, op = user_inputs[node.name], "input"
+        elif node.op == "call_function":
+            fqn, op = owner(node), operator_name(node)
+        else:
+            continue
+        index = seen[fqn, op]
+        seen[fqn, op] += 1
+        _set(node, Site(f"n{serial}", fqn, op, index))
+        serial += 1
+
+
+def _set(node: Node, site: Site) -> None:
+    custom = dict(node.meta.get("custom") or {})
+    custom[_KEY] = dataclasses.asdict(site)
+    node.meta["custom"] = custom
+
+
+def site_of(node: Node) -> Site | None:
+    """Return the node's site, or None for a weight placeholder or the output."""
+    value: Any = (node.meta.get("custom") or {}).get(_KEY)
+    return Site(**value) if value is not None else None
+
+
+def require_site(node: Node) -> Site:
+    """Return the node's site.
+
+    Raises:
+        ConfigError: If the node has none, so that the graph was not made by `capture`.
+    """
+    site = site_of(node)
+    if site is None:
+        raise ConfigError(f"graph node {node.name} has no site; capture the model with edgeopt")
+    return site
+
+
+def derive(node: Node, parent: Node, suffix: str) -> None:
+    """Mark an inserted node: the parent's id with `/suffix`."""
+    site = require_site(parent)
+    _set(node, Site(f"{site.id}/{suffix}", site.fqn, f"{site.op}/{suffix}", site.index))
+
+
+def by_id(graph: Graph) -> dict[str, Node]:
+    """Map site ids to nodes."""
+    found: dict[str, Node] = {}
+    for node in graph.nodes:
+        site = site_of(node)
+        if site is not None:
+            found[site.id] = node
+    return found
+
+
+def address(node: Node, port: str) -> str:
+    """Return what people read: `FQN:op#index.port`."""
+    return f"{require_site(node).address}.{port}"
+
+
+def sites(graph: Graph) -> Iterator[tuple[Node, Site]]:
+    """Yield every node that has a site."""
+    for node in graph.nodes:
+        site = site_of(node)
+        if site is not None:
+            yield node, site
+
+
+def matches(pattern: str, address_text: str) -> bool:
+    """Say whether a glob selects an address.
+
+    Without a colon the glob is matched against the FQN, and also selects everything below it:
+    `blocks.0.attn` selects `blocks.0.attn.qkv:linear#0.in0`. With one, an absent index or port
+    matches any: `*.attn:softmax`, `*.mlp:.out`.
+    """
+    fqn, _, rest = address_text.partition(":")
+    want_fqn, colon, want_rest = pattern.partition(":")
+    if not colon:
+        return fnmatch.fnmatchcase(fqn, want_fqn) or fnmatch.fnmatchcase(fqn, f"{want_fqn}.*")
+    if not fnmatch.fnmatchcase(fqn, want_fqn):
+        return False
+    op, _, port = rest.partition(".")
+    want_op, _, want_port = want_rest.partition(".")
+    name = op.partition("#")[0]
+    return (
+        (not want_op or fnmatch.fnmatchcase(op, want_op) or fnmatch.fnmatchcase(name, want_op))
+        and (not want_port or fnmatch.fnmatchcase(port, want_port))
+    )

@@ -1,0 +1,123 @@
+"""What calibration measured, keyed by edge; streams, and never stores an activation.
+
+One engine serves graphs (calibration) and modules (input statistics of a layer).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+HISTOGRAM_BINS = 2048
+
+
+class RangeObserver:
+    """Running minimum, maximum, moments and a histogram of |x| and of x, in constant memory.
+
+    The histogram spans [-limit, limit]; when a value falls outside, the limit doubles and pairs of
+    bins merge, so no sample is lost and nothing is read twice.
+    """
+
+    def __init__(self, *, histogram: bool) -> None:
+        self.minimum = float("inf")
+        self.maximum = float("-inf")
+        self.count = 0
+        self.batches: list[tuple[float, float]] = []
+        self._limit = 0.0
+        self._bins = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64) if histogram else None
+
+    def update(self, x: Tensor) -> None:
+        """Add a batch."""
+        if x.numel() == 0:
+            return
+        low, high = torch.aminmax(x.detach())
+        self.minimum = min(self.minimum, float(low))
+        self.maximum = max(self.maximum, float(high))
+        self.batches.append((float(low), float(high)))
+        self.count += x.numel()
+        if self._bins is not None:
+            self._add(x.detach().float())
+
+    def _add(self, x: Tensor) -> None:
+        assert self._bins is not None
+        reach = max(abs(self.minimum), abs(self.maximum))
+        if self._limit == 0.0:
+            self._limit = reach or 1e-12
+        while self._limit < reach:
+            self._limit *= 2
+            half = HISTOGRAM_BINS // 4
+            merged = self._bins.reshape(-1, 2).sum(dim=1)
+            self._bins = torch.zeros_like(self._bins)
+            self._bins[half : half + len(merged)] = merged
+        self._bins += torch.histc(
+            x, bins=HISTOGRAM_BINS, min=-self._limit, max=self._limit
+        ).to(torch.int64)
+
+    def percentile(self, keep: float) -> tuple[float, float]:
+        """Return the range that leaves (100 - keep) % out, half of it at each end.
+
+        Raises:
+            ValueError: If the observer keeps no histogram.
+        """
+        if self._bins is None:
+            raise ValueError("the observer keeps no histogram")
+        total = int(self._bins.sum())
+        cut = total * (100.0 - keep) / 200.0
+        cumulative = torch.cumsum(self._bins, 0).double()
+        width = 2 * self._limit / HISTOGRAM_BINS
+        first = int(torch.searchsorted(cumulative, cut, right=True))
+        last = int(torch.searchsorted(cumulative, total - cut))
+        low = -self._limit + first * width
+        high = -self._limit + (min(last, HISTOGRAM_BINS - 1) + 1) * width
+        return max(low, self.minimum), min(high, self.maximum)
+
+    def growth(self) -> float:
+        """Return by how much the second half of the batches widened the range, as a ratio minus 1.
+
+        A large value says that more samples would still move the scale.
+        """
+        half = len(self.batches) // 2
+        if half == 0:
+            return 0.0
+        early = self.batches[:half]
+        width = max(h for _, h in early) - min(low for low, _ in early)
+        return (self.maximum - self.minimum) / width - 1.0 if width > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeStatistics:
+    """The range of one edge.
+
+    Attributes:
+        minimum: Smallest value seen.
+        maximum: Largest value seen.
+        low: The chosen range's lower end (clipped where the method clips).
+        high: The chosen range's upper end.
+        samples: Elements seen.
+        growth: How much the second half of the data widened the range (0.1 = 10 %).
+    """
+
+    minimum: float
+    maximum: float
+    low: float
+    high: float
+    samples: int
+    growth: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What calibration measured.
+
+    Attributes:
+        method: `minmax` or `percentile`.
+        edges: Method -> edge id -> range.
+        batches: Batches seen.
+    """
+
+    method: str
+    edges: Mapping[str, Mapping[str, EdgeStatistics]]
+    batches: int

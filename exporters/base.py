@@ -1,0 +1,68 @@
+"""What every exporter is."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from torch.export import ExportedProgram
+
+from edgeopt.artifact import Artifact
+from edgeopt.target import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRequest:
+    """What to write.
+
+    Attributes:
+        name: The artifact's name in the bundle, and the file's stem.
+        programs: Method -> program, legalized for the target, at the shapes to be exported.
+        target: For which target.
+        precision: `float32`, `float16` or `int8`.
+        plan: The rule set of the plan, or empty.
+        input_names: Names of the inputs in order.
+        output_names: Names of the outputs in order.
+        input_roles: Role of each input (`image`, `tokens`, ...), or empty.
+        build_key: Written into the file's metadata.
+        dynamic: Names of the dimensions that stay dynamic.
+    """
+
+    name: str
+    programs: Mapping[str, ExportedProgram]
+    target: Target
+    precision: str
+    plan: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    input_roles: tuple[str, ...] = ()
+    build_key: str = ""
+    dynamic: tuple[str, ...] = ()
+
+
+class Exporter(abc.ABC):
+    """Write programs as files of one format.
+
+    Attributes:
+        format: The format's name in profiles.
+        needs: Importable names; imported inside the methods only.
+    """
+
+    format: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+
+    @abc.abstractmethod
+    def unsupported(self, request: ExportRequest) -> Sequence[str]:
+        """Return, in words, what the format cannot take; empty if all is well. Writes nothing."""
+
+    @abc.abstractmethod
+    def export(self, request: ExportRequest, folder: Path) -> Artifact:
+        """Write the files into `folder`, read them again, check them, and describe them.
+
+        Raises:
+            ExportError: If the program cannot be taken, or the written file is not what it
+                should be.
+        """

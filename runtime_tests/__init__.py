@@ -1,0 +1,5 @@
+"""Runs exported files in real runtimes: runners, accuracy, latency, limits, proof."""
+
+if __name__ != "edgeopt.runtime_tests":
+    # A second copy of every class would split isinstance checks and registries.
+    raise ImportError("import edgeopt.runtime_tests, not runtime_tests")

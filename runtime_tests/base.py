@@ -1,0 +1,68 @@
+"""What every runner is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadOptions:
+    """How a file is loaded.
+
+    Attributes:
+        threads: Threads of the runtime.
+        optimize: Whether the runtime may optimize the graph.
+    """
+
+    threads: int = 1
+    optimize: bool = True
+
+
+class Session(Protocol):
+    """A loaded file. States (a KV cache) belong to the session."""
+
+    def run(self, method: str, inputs: Arrays) -> Arrays:
+        """Run one method; outputs by name, in the file's order."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all state."""
+        ...
+
+    def bind(self, adapter: str) -> None:
+        """Choose an adapter."""
+        ...
+
+    def close(self) -> None:
+        """Free what the session holds."""
+        ...
+
+
+class Runner(Protocol):
+    """One runtime."""
+
+    runtime: str
+
+    def unavailable(self) -> str | None:
+        """Return why it cannot run here, in words a user can act on, or None."""
+        ...
+
+    def version(self) -> str:
+        """Return the runtime's name and version, `onnxruntime 1.31.1`."""
+        ...
+
+    def load(self, files: Sequence[Path], options: LoadOptions) -> Session:
+        """Load a model file (the first of `files`).
+
+        Raises:
+            RuntimeUnavailable: If the runtime is missing.
+            BundleError: If the file cannot be loaded.
+        """
+        ...
