@@ -67,8 +67,7 @@ def retrace(
     Sites survive, since re-export keeps `meta["custom"]`.
     """
     with torch.no_grad():
-        again = torch.export.export(runnable(program), args, dict(kwargs))
-        return again.run_decompositions({})
+        return torch.export.export(runnable(program), args, dict(kwargs))
 
 
 class ProgramEditor:
@@ -246,3 +245,12 @@ def _fake_mode(graph: Graph) -> Any:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return FakeTensorMode()
+
+
+def flat_inputs(
+    exported: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Return the flat list of user inputs that the program's graph module takes."""
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_leaves((args, dict(kwargs)))

@@ -41,16 +41,21 @@ class OperatorRule:
         compute: How it is treated.
         output: For WEIGHTED: `int8` if the kernel must also write codes, `float` if it may write
             floats, `sparse-int8` if only under an N:M contract.
+        reads: `float` if its float kernel fuses with what feeds it, so that codes before it cost
+            more than they save; `any` otherwise.
         note: Why; shown where the operator stays float.
     """
 
     compute: Compute
     output: str = "float"
+    reads: str = "any"
     note: str = ""
 
     def __post_init__(self) -> None:
         if self.output not in ("float", "int8", "sparse-int8"):
             raise ConfigError(f"output is float, int8 or sparse-int8, not {self.output!r}")
+        if self.reads not in ("any", "float"):
+            raise ConfigError(f"reads is any or float, not {self.reads!r}")
 
 
 @dataclasses.dataclass(frozen=True)

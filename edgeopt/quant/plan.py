@@ -42,6 +42,8 @@ class PlannedEdge:
         spec: How it is quantized, or None: it stays float.
         source: Where its parameters come from.
         reason: Why, in words; always there where `spec` is None.
+        codes_only: Of an output: the producer's kernel writes codes, so every reader sees them.
+            Otherwise readers that are not planned keep reading the float value.
     """
 
     edge: EdgeId
@@ -50,6 +52,7 @@ class PlannedEdge:
     spec: TensorSpec | None
     source: Source = Own()
     reason: str = ""
+    codes_only: bool = False
 
     def __str__(self) -> str:
         what = str(self.spec) if self.spec is not None else "float"

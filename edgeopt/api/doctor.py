@@ -1,0 +1,287 @@
+"""Which runtimes, backends and CPU features this machine has, and how to get the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import platform
+from importlib import metadata
+
+from edgeopt.results import SCHEMA_VERSION, Machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One package, runtime or backend.
+
+    Attributes:
+        name: What people call it.
+        kind: `required`, `runtime`, `backend`, `compiler` or `loader`.
+        available: Whether it works here.
+        version: Its version, or empty.
+        gives: What it is for.
+        without: What is lost without it.
+        install: How to get it.
+        problem: What was found where it is not available.
+    """
+
+    name: str
+    kind: str
+    available: bool
+    version: str
+    gives: str
+    without: str
+    install: str
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuFeature:
+    """An instruction set that decides which INT8 kernels run.
+
+    Attributes:
+        name: As the operating system calls it.
+        available: Whether this CPU has it.
+        meaning: What it changes.
+    """
+
+    name: str
+    available: bool
+    meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurable:
+    """Whether one target's latency can be measured on this machine.
+
+    Attributes:
+        profile: The profile.
+        target: Its target or stand-in.
+        runtime: The runner.
+        here: `yes`, `stand-in` (it runs, but this is not the device) or `no`.
+        reason: Why not.
+    """
+
+    profile: str
+    target: str
+    runtime: str
+    here: str
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorResult:
+    """What `edgeopt doctor` found.
+
+    Attributes:
+        edgeopt: Version.
+        python: Version.
+        machine: The machine.
+        pieces: Packages, runtimes and backends.
+        cpu: CPU features for INT8.
+        measurable: Per target of every shipped profile.
+        schema: Version.
+    """
+
+    edgeopt: str
+    python: str
+    machine: Machine
+    pieces: tuple[Piece, ...]
+    cpu: tuple[CpuFeature, ...]
+    measurable: tuple[Measurable, ...]
+    schema: int = SCHEMA_VERSION
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything that edgeopt cannot work without is here."""
+        return all(p.available for p in self.pieces if p.kind == "required")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """A package to look for: importable name, distributions that may bring it, and its use."""
+
+    name: str
+    kind: str
+    module: str
+    distributions: tuple[str, ...]
+    gives: str
+    without: str
+    install: str
+
+
+_REQUIRED = tuple(
+    _Wanted(name, "required", module, (name,), gives, "nothing works", "pip install edgeopt")
+    for name, module, gives in (
+        ("torch", "torch", "models and capture"),
+        ("onnx", "onnx", "ONNX files"),
+        ("onnxscript", "onnxscript", "the ONNX export"),
+        ("onnx-ir", "onnx_ir", "ONNX rewrites"),
+        ("safetensors", "safetensors", "weights without pickle"),
+        ("pydantic", "pydantic", "checked files"),
+        ("scipy", "scipy", "solvers"),
+        ("scikit-learn", "sklearn", "the demo's data"),
+        ("matplotlib", "matplotlib", "plots of the report"),
+        ("jinja2", "jinja2", "the report"),
+    )
+)
+
+_OPTIONAL = (
+    _Wanted(
+        "ONNX Runtime",
+        "runtime",
+        "onnxruntime",
+        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "onnxruntime-openvino"),
+        "accuracy, latency and integer proof of ONNX files",
+        "ONNX files are written but not run: accuracy and latency are not measured",
+        "pip install 'edgeopt[onnxruntime]'",
+    ),
+    _Wanted(
+        "TensorRT",
+        "runtime",
+        "tensorrt",
+        ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
+        "engines, numerics and latency on this machine's NVIDIA GPU",
+        "latency on NVIDIA GPUs is measured on the device and attached",
+        "pip install tensorrt (needs an NVIDIA GPU)",
+    ),
+    _Wanted(
+        "TensorRT-RTX",
+        "compiler",
+        "tensorrt_rtx_bindings",
+        ("tensorrt-rtx-cu13-bindings", "tensorrt_rtx_cu13_bindings"),
+        "compiles TensorRT files without a GPU: fusions, and the type of every layer",
+        "TensorRT files are written, but no NVIDIA compiler has looked at them",
+        "pip install --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
+    ),
+    _Wanted(
+        "timm",
+        "loader",
+        "timm",
+        ("timm",),
+        "models named timm:NAME@WEIGHTS",
+        "timm models cannot be loaded by name",
+        "pip install 'edgeopt[timm]'",
+    ),
+)
+
+_CPU_FEATURES = {
+    "x86": (
+        ("avx2", "INT8 kernels of 256 bits"),
+        ("avx512f", "kernels of 512 bits"),
+        ("avx512_vnni", "exact u8 x s8 dot products; without any VNNI, 7-bit weights are used"),
+        ("avx_vnni", "exact u8 x s8 dot products of 256 bits"),
+        ("amx_int8", "INT8 matrix tiles"),
+    ),
+    "arm": (
+        ("asimddp", "INT8 dot products (SDOT, UDOT)"),
+        ("i8mm", "INT8 matrix multiply"),
+        ("sve", "scalable vectors"),
+    ),
+}
+
+
+def run_doctor() -> DoctorResult:
+    """Look at this machine."""
+    import edgeopt
+    from edgeopt.runtime_tests.machine import this_machine
+
+    machine = this_machine()
+    return DoctorResult(
+        edgeopt=edgeopt.__version__,
+        python=platform.python_version(),
+        machine=machine,
+        pieces=(*(_look(w) for w in (*_REQUIRED, *_OPTIONAL)), *_backends()),
+        cpu=_cpu_features(frozenset(machine.features)),
+        measurable=_measurable(machine),
+    )
+
+
+def _look(wanted: _Wanted) -> Piece:
+    version, problem = _version(wanted.distributions), ""
+    if importlib.util.find_spec(wanted.module) is None:
+        problem = "not installed"
+    else:
+        try:
+            importlib.import_module(wanted.module)
+        except Exception as failure:  # a broken install raises anything: OSError, RuntimeError, ...
+            first = (str(failure).splitlines() or [""])[0]
+            problem = f"does not import: {type(failure).__name__}: {first}"
+    return Piece(
+        name=wanted.name,
+        kind=wanted.kind,
+        available=not problem,
+        version=version,
+        gives=wanted.gives,
+        without=wanted.without,
+        install=wanted.install,
+        problem=problem,
+    )
+
+
+def _version(distributions: tuple[str, ...]) -> str:
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _backends() -> tuple[Piece, ...]:
+    """Return what ONNX Runtime and torch can drive here."""
+    cuda = _cuda_device()
+    found = [
+        Piece(
+            name="CUDA",
+            kind="backend",
+            available=bool(cuda),
+            version=cuda,
+            gives="training and calibration on the GPU",
+            without="they run on the CPU, which is enough for small models",
+            install="an NVIDIA GPU with its driver, and a CUDA build of torch",
+            problem="" if cuda else "torch sees no GPU",
+        )
+    ]
+    if importlib.util.find_spec("onnxruntime") is None:
+        return tuple(found)
+    import onnxruntime
+
+    known = set(onnxruntime.get_available_providers())
+    for provider, gives in (
+        ("CPUExecutionProvider", "the CPU kernels that numerics and stand-ins use"),
+        ("CUDAExecutionProvider", "ONNX files on an NVIDIA GPU"),
+    ):
+        here = provider in known
+        found.append(
+            Piece(
+                name=f"ONNX Runtime {provider.removesuffix('ExecutionProvider')}",
+                kind="backend",
+                available=here,
+                version=onnxruntime.__version__ if here else "",
+                gives=gives,
+                without="not used by any shipped profile" if "CUDA" in provider else "no numerics",
+                install="pip install onnxruntime-gpu (in place of onnxruntime)"
+                if "CUDA" in provider
+                else "pip install 'edgeopt[onnxruntime]'",
+                problem="" if here else "this build of ONNX Runtime lacks it",
+            )
+        )
+    return tuple(found)
+
+
+def _cuda_device() -> str:
+    try:
+        import torch
+
+        return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    except Exception:  # a broken driver raises from C++
+        return ""
+
+
+def _cpu_features(present: frozenset[str]) -> tuple[CpuFeature, ...]:
+    family = "arm" if platform.machine().lower() in ("aarch64", "arm64") else "x86"
+    return tuple(
+        CpuFeature(name, name in present, meaning) for name, meaning in _CPU_FEATURES[family]
+    )

@@ -1,0 +1,191 @@
+"""`edgeopt passes|profiles|models|recipes`: what there is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.cli.options import AsJson, NameArgument
+
+if TYPE_CHECKING:
+    from edgeopt.pipeline import Pass
+    from edgeopt.recipe import Recipe
+    from edgeopt.target import DeviceProfile, Target
+
+
+def passes(name: NameArgument = None, as_json: AsJson = False) -> int:
+    """List the passes; with NAME, one in full."""
+    from edgeopt.cli.text import Table, show_json, show_table
+    from edgeopt.passes import ALL, by_name
+
+    if as_json:
+        chosen = ALL if name is None else (by_name(name),)
+        show_json([_describe_pass(type_) for type_ in chosen])
+        return 0
+    if name is not None:
+        _show_pass(by_name(name))
+        return 0
+    found = [_describe_pass(type_) for type_ in ALL]
+    rows = tuple((d["name"], d["family"], d["stage"], d["effect"], d["summary"]) for d in found)
+    show_table(Table("", ("pass", "family", "stage", "effect", "what it does"), rows))
+    return 0
+
+
+def _describe_pass(type_: type[Pass[Any]]) -> dict[str, Any]:
+    from edgeopt.cli.docstrings import options_of, summary_of
+
+    return {
+        "name": type_.name,
+        "family": type_.__module__.split(".")[-2],
+        "stage": type_.stage.name,
+        "effect": type_.effect.value,
+        "summary": summary_of(type_),
+        "doc": inspect.getdoc(type_) or "",
+        "needs_calibration": type_.needs_calibration,
+        "must_follow": sorted(type_.must_follow),
+        "options": list(options_of(type_.config_type)),
+    }
+
+
+def _show_pass(type_: type[Pass[Any]]) -> None:
+    from edgeopt.cli.text import Table, show_line, show_table
+
+    found = _describe_pass(type_)
+    show_line(f"{found['name']}  ({found['family']}, {found['stage']}, {found['effect']})", "bold")
+    show_line()
+    show_line(found["doc"])
+    show_line()
+    if found["must_follow"]:
+        show_line(f"Must come after: {', '.join(found['must_follow'])}.")
+    if found["needs_calibration"]:
+        show_line("Needs calibration data.")
+    rows = tuple(
+        (o.name, o.type, "(required)" if o.required else _toml(o.default), o.doc)
+        for o in found["options"]
+    )
+    if not rows:
+        show_line("No options.")
+    show_table(Table("Options", ("option", "type", "default", "meaning"), rows))
+
+
+def profiles(name: NameArgument = None, as_json: AsJson = False) -> int:
+    """List the devices; with NAME, one in full."""
+    from edgeopt.cli.text import Table, show_json, show_table
+    from edgeopt.target import load_profile, profile_names
+
+    found = [load_profile(n) for n in ([name] if name is not None else profile_names())]
+    if as_json:
+        show_json(found)
+        return 0
+    if name is not None:
+        _show_profile(found[0])
+        return 0
+    rows = tuple(
+        (p.name, p.title, ", ".join(t.format for t in p.targets), p.default_recipe, _limits(p))
+        for p in found
+    )
+    show_table(Table("", ("profile", "device", "formats", "recipe", "limits"), rows))
+    return 0
+
+
+def _limits(profile: DeviceProfile) -> str:
+    return ", ".join(limit.text for limit in profile.limits) or "none"
+
+
+def _show_profile(profile: DeviceProfile) -> None:
+    from edgeopt.cli.text import Table, show_line, show_table
+    from edgeopt.target import LIMITS
+
+    show_line(f"{profile.name}  {profile.title}", "bold")
+    show_line(
+        f"Default recipe: {profile.default_recipe}. Measured here on: {profile.runs_here}."
+        if profile.runs_here
+        else f"Default recipe: {profile.default_recipe}."
+    )
+    show_line()
+    targets = (
+        *(_target_row(t, "target") for t in profile.targets),
+        *(_target_row(t, "stand-in") for t in profile.stand_ins),
+    )
+    heads = ("name", "as", "format", "runtime", "backend", "rules", "float type", "oldest runtime")
+    show_table(Table("Targets", heads, targets))
+    limits = tuple((x.text, x.method, LIMITS[x.name][0], x.source) for x in profile.limits)
+    show_table(Table("Limits", ("limit", "method", "unit", "why"), limits))
+    if profile.sparsity is not None:
+        s = profile.sparsity
+        row = (
+            f"{s.n}:{s.m}",
+            f"{s.in_multiple} x {s.out_multiple}",
+            f"{s.min_in} x {s.min_out}",
+            s.source,
+        )
+        show_table(Table("Sparsity", ("pattern", "multiples", "pays from", "source"), (row,)))
+    facts = tuple((f.name, f"{f.value:g}", f.unit, f.source) for f in profile.facts)
+    show_table(Table("Facts", ("fact", ">value", "unit", "source"), facts))
+    unknown = tuple((words,) for words in profile.unknown)
+    show_table(Table("Not known", ("what",), unknown))
+
+
+def _target_row(target: Target, role: str) -> tuple[str, ...]:
+    return (
+        target.name,
+        role,
+        target.format,
+        target.runtime,
+        target.backend,
+        target.rules,
+        target.float_type,
+        target.minimum_runtime or "-",
+    )
+
+
+def recipes(name: NameArgument = None, as_json: AsJson = False) -> int:
+    """List the recipes; with NAME, one in full."""
+    from edgeopt.cli.text import Table, show_json, show_table
+    from edgeopt.recipe import load_recipe, recipe_names
+
+    found = [load_recipe(n) for n in ([name] if name is not None else recipe_names())]
+    if as_json:
+        show_json(found)
+        return 0
+    if name is not None:
+        _show_recipe(found[0])
+        return 0
+    rows = tuple((r.name, " > ".join(s.name for s in r.passes), r.summary) for r in found)
+    show_table(Table("", ("recipe", "passes", "what it does"), rows))
+    return 0
+
+
+def _show_recipe(recipe: Recipe) -> None:
+    from edgeopt.cli.text import Table, show_line, show_table
+
+    show_line(f"{recipe.name}  {recipe.summary}", "bold")
+    show_line()
+    rows = tuple(
+        (str(i + 1), s.name, ", ".join(f"{k}={_toml(v)}" for k, v in s.options.items()) or "-")
+        for i, s in enumerate(recipe.passes)
+    )
+    show_table(Table("Passes", (">#", "pass", "options (others at their default)"), rows))
+    if recipe.keep_float:
+        show_line(f"Stays float: {', '.join(recipe.keep_float)}")
+
+
+def models(name: NameArgument = None, as_json: AsJson = False) -> int:
+    """List the models that ship with edgeopt."""
+    from edgeopt.cli.docstrings import attribute_docs
+    from edgeopt.cli.text import Table, show_json, show_line, show_table
+    from edgeopt.errors import ConfigError, nearest
+    from edgeopt.zoo import MODELS
+
+    if name is not None and name.removeprefix("zoo:") not in MODELS:
+        raise ConfigError(f"model {name!r} is not known{nearest(name, MODELS)}")
+    return 0
+
+
+def _toml(value: Any) -> str:
+    """Write a default as `--set` takes it."""
+    import json
+
+    if value is None:
+        return "none"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,44 @@
+"""The passes. Each family is a folder and each pass a file: the listing is the catalogue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeopt.errors import ConfigError, nearest
+from edgeopt.passes.capture.capture import Capture
+from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
+from edgeopt.passes.legalize.integer_bias import IntegerBias
+from edgeopt.passes.legalize.symmetric_activations import SymmetricActivations
+from edgeopt.passes.legalize.unsigned_activations import UnsignedActivations
+from edgeopt.passes.prune.prune_nm import PruneNM
+from edgeopt.passes.quantize.calibrate import Calibrate
+from edgeopt.passes.quantize.plan import PlanQuantization
+from edgeopt.passes.quantize.quantize import Quantize
+from edgeopt.pipeline import Pass
+
+ALL: tuple[type[Pass[Any]], ...] = (
+    FoldBatchNorm,
+    PruneNM,
+    Capture,
+    PlanQuantization,
+    Calibrate,
+    Quantize,
+    UnsignedActivations,
+    IntegerBias,
+    SymmetricActivations,
+)
+
+if len({p.name for p in ALL}) != len(ALL):
+    raise ConfigError("two passes have one name")
+
+
+def by_name(name: str) -> type[Pass[Any]]:
+    """Return a pass class.
+
+    Raises:
+        ConfigError: If there is none of that name; the nearest is suggested.
+    """
+    found = {p.name: p for p in ALL}
+    if name not in found:
+        raise ConfigError(f"pass {name!r} is not known{nearest(name, found)}")
+    return found[name]

@@ -1,0 +1,211 @@
+"""The only way from MODULE to GRAPH."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from edgeopt import edges, program
+from edgeopt.edges import operator_name
+from edgeopt.errors import CaptureError
+from edgeopt.pipeline import Pass, PassResult
+from edgeopt.program import ProgramEditor
+from edgeopt.state import Effect, ModelState, PassContext, Stage
+from edgeopt.verify import tied_contracts
+
+_IDENTITIES = frozenset({"dropout", "alias", "detach", "lift_fresh_copy", "contiguous"})
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptureConfig:
+    """Options of `capture`.
+
+    Attributes:
+        dynamic_batch: Keep the first dimension of the inputs dynamic where the model allows it.
+    """
+
+    dynamic_batch: bool = True
+
+
+class Capture(Pass[CaptureConfig]):
+    """Capture the module with `torch.export` as functional ATen operators.
+
+    In eval mode, with the context's example (a batch of at least 2: a batch of 1 is burnt in) and
+    a dynamic batch where the model allows it. Parameters are copied, so nothing that happens to
+    the graph reaches the user's module. Every operator gets its edge ids here, once. Operators
+    that do nothing in eval mode (dropout, detach) are dropped.
+    """
+
+    name = "capture"
+    config_type = CaptureConfig
+    stage = Stage.MODULE
+    effect = Effect.EQUIVALENT
+    produces = Stage.GRAPH
+
+    def run(self, state: ModelState, ctx: PassContext) -> PassResult:
+        module = state.carrier_module
+        exported, note = self._export(module, ctx)
+        refuse_higher_order(exported)
+        exported = functional(exported)
+        exported, dropped = _own_and_clean(exported, ctx.input_names)
+        notes = (note,) if note else ()
+        if dropped:
+            notes += (f"dropped without effect in eval mode: {', '.join(sorted(dropped))}",)
+        operators = sum(1 for n in exported.graph.nodes if n.op == "call_function")
+        after = dataclasses.replace(
+            state,
+            module=None,
+            programs={"forward": exported},
+            stage=Stage.GRAPH,
+            contracts=(*state.contracts, *tied_contracts(module)),
+        )
+        return PassResult(after, {"the model": f"captured {operators} operators"}, {}, notes)
+
+    def _export(self, module: torch.nn.Module, ctx: PassContext) -> tuple[ExportedProgram, str]:
+        shapes = ctx.dynamic_shapes
+        attempts: list[tuple[Any, str]] = []
+        if shapes is not None:
+            attempts.append((shapes, ""))
+        else:
+            dynamic = dynamic_batch(ctx.example_args, ctx.example_kwargs)
+            if self.config.dynamic_batch and dynamic is not None:
+                attempts.append((dynamic, ""))
+            attempts.append((None, "the batch is static: the model fixes it"))
+        failure: Exception | None = None
+        for wanted, note in attempts:
+            try:
+                with torch.no_grad():
+                    exported = torch.export.export(
+                        module, ctx.example_args, dict(ctx.example_kwargs), dynamic_shapes=wanted
+                    )
+                return exported, note if len(attempts) > 1 else ""
+            except Exception as caught:  # torch.export raises many unrelated types
+                failure = failure or caught
+        assert failure is not None
+        raise CaptureError(_explain(failure)) from failure
+
+
+def dynamic_batch(args: tuple[Any, ...], kwargs: Any) -> Any:
+    """Return dynamic shapes that leave dimension 0 of all tensor inputs open.
+
+    None where inputs have no common first dimension of at least 2.
+    """
+    leaves = [x for x in pytree.tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+    sizes = {x.shape[0] for x in leaves if x.dim()}
+    if len(sizes) != 1 or min(sizes) < 2 or any(x.dim() == 0 for x in leaves):
+        return None
+
+    def shape(leaf: object) -> Any:
+        return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) else None
+
+    positional = tuple(pytree.tree_map(shape, arg) for arg in args)
+    if not kwargs:
+        return positional
+    # torch.export takes positional and keyword shapes as one mapping by parameter name only
+    return None if args else {name: pytree.tree_map(shape, value) for name, value in kwargs.items()}
+
+
+def refuse_higher_order(exported: ExportedProgram) -> None:
+    """Refuse control flow inside the graph.
+
+    Raises:
+        CaptureError: Naming the operator and its module.
+    """
+    for node in exported.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"capture: {edges.owner(node) or 'the model'} holds {node.target} (control flow "
+                "in the graph), which no exporter takes; rewrite it without torch.cond or scan"
+            )
+
+
+def functional(exported: ExportedProgram) -> ExportedProgram:
+    """Return the program without operators that write into their inputs.
+
+    An in-place activation on a fresh value that nobody else reads becomes its functional twin at
+    once; anything else goes through torch's own functionalization, which takes seconds.
+    """
+    mutable = [
+        n
+        for n in exported.graph.nodes
+        if n.op == "call_function" and getattr(n.target, "_schema", None) is not None
+        and n.target._schema.is_mutable
+    ]
+    if not mutable:
+        return exported
+    twins = {node.name: twin for node in mutable if (twin := _functional_twin(node)) is not None}
+    if len(twins) < len(mutable):
+        with torch.no_grad():
+            return exported.run_decompositions({})
+    editor = ProgramEditor(exported)
+    for node in editor.graph.nodes:
+        if node.name in twins:
+            node.target = twins[node.name]
+    return editor.finish()
+
+
+def _functional_twin(node: Node) -> Any:
+    """Return the functional overload of an in-place operator, or None where it is not safe."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node) or source.op != "call_function" or len(source.users) > 1:
+        return None
+    schema = getattr(source.target, "_schema", None)
+    if schema is None or any(r.alias_info is not None for r in schema.returns):
+        return None  # a view: the write reaches what it views
+    name = operator_name(node)
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    overload = getattr(node.target, "_overloadname", "default")
+    return getattr(packet, overload, None) if name.endswith("_") and packet is not None else None
+
+
+def _explain(failure: Exception) -> str:
+    lines = [line.strip() for line in str(failure).strip().splitlines() if line.strip()]
+    where = next((line for line in lines if line.startswith("File ")), "")
+    frames = [line for line in lines if ".py" in line and "line" in line]
+    place = where or (frames[-1] if frames else "")
+    return (
+        f"capture: the model cannot be captured: {type(failure).__name__}: "
+        f"{lines[0] if lines else 'no message'}"
+        + (f" [{place}]" if place else "")
+        + "; module passes before it ran, export needs a capture"
+    )
+
+
+def _own_and_clean(
+    exported: ExportedProgram, input_names: tuple[str, ...]
+) -> tuple[ExportedProgram, set[str]]:
+    """Copy every tensor, give each operator its site, and drop what does nothing."""
+    editor = ProgramEditor(exported)
+    clones: dict[int, Tensor] = {}
+    for fqn, value in editor.table.items():
+        # one clone a storage, so that tied weights stay tied
+        key = value.data_ptr() if value.numel() else id(value)
+        if key not in clones or clones[key].shape != value.shape:
+            clones[key] = value.detach().clone()
+        editor.table[fqn] = clones[key]
+    users = program.user_input_names(exported)
+    names = dict(zip(users, input_names or users, strict=False))
+    edges.assign(editor.graph, {user: names.get(user, user) for user in users})
+    dropped: set[str] = set()
+    for node in list(editor.graph.nodes):
+        if _does_nothing(node):
+            source = node.args[0]
+            assert isinstance(source, Node)
+            dropped.add(operator_name(node))
+            node.replace_all_uses_with(source)
+            editor.graph.erase_node(node)
+    return editor.finish(), dropped
+
+
+def _does_nothing(node: Node) -> bool:
+    if node.op != "call_function" or operator_name(node) not in _IDENTITIES:
+        return False
+    if operator_name(node) == "dropout":
+        return len(node.args) > 2 and node.args[2] is False
+    return True

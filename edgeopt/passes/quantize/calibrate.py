@@ -1,0 +1,155 @@
+"""Measure the ranges of the planned edges on calibration data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Interpreter, Node
+
+from edgeopt import edges, program
+from edgeopt.errors import ConfigError, DataError, PreconditionError
+from edgeopt.pipeline import Pass, PassResult
+from edgeopt.quant.spec import Role
+from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.statistics import EdgeStatistics, RangeObserver, Statistics
+
+GROWTH_WORTH_TELLING = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateConfig:
+    """Options of `calibrate`.
+
+    Attributes:
+        method: `minmax`, or `percentile`: clip the rarest values.
+        percentile: What the range keeps, in percent; half of the rest is cut at each end.
+    """
+
+    method: str = "minmax"
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        if self.method not in ("minmax", "percentile"):
+            raise ConfigError(f"calibrate: method is minmax or percentile, not {self.method!r}")
+        if not 50.0 < self.percentile <= 100.0:
+            raise ConfigError(f"calibrate: percentile is above 50 and at most 100, "
+                              f"not {self.percentile}")
+
+
+class Calibrate(Pass[CalibrateConfig]):
+    """Run the float graph on the calibration batches and keep each planned value's range.
+
+    Streams: ranges and histograms, never an activation. Reports values that are always zero, and
+    edges whose range the second half of the data still widened by more than 10 %.
+    """
+
+    name = "calibrate"
+    config_type = CalibrateConfig
+    stage = Stage.GRAPH
+    effect = Effect.EQUIVALENT
+    from_phase = Phase.PLANNED
+    to_phase = Phase.PLANNED
+    must_follow = frozenset({"plan"})
+    needs_calibration = True
+
+    def requires(self, state: ModelState, ctx: PassContext) -> None:
+        if ctx.calibration is None:
+            raise PreconditionError("calibrate: needs calibration data; pass --calib")
+
+    def run(self, state: ModelState, ctx: PassContext) -> PassResult:
+        plan = state.plan
+        assert plan is not None
+        assert ctx.calibration is not None
+        measured: dict[str, dict[str, EdgeStatistics]] = {}
+        batches = 0
+        notes: list[str] = []
+        for method, exported in state.carrier_programs.items():
+            wanted = {
+                str(row.edge): row.address
+                for row in plan.edges[method]
+                if row.role is Role.OUTPUT and row.spec is not None
+            }
+            observers, batches = _observe(exported, set(wanted), ctx, self.config.method)
+            measured[method] = {
+                edge: self._statistics(observer) for edge, observer in observers.items()
+            }
+            notes += _notes(measured[method], wanted)
+        statistics = Statistics(self.config.method, measured, batches)
+        changes = {
+            row.address: "range measured"
+            for row in plan
+            if row.role is Role.OUTPUT and row.spec is not None
+        }
+        after = dataclasses.replace(state, statistics=statistics)
+        return PassResult(after, changes, notes=tuple(notes))
+
+    def _statistics(self, observer: RangeObserver) -> EdgeStatistics:
+        low, high = observer.minimum, observer.maximum
+        if self.config.method == "percentile":
+            low, high = observer.percentile(self.config.percentile)
+        return EdgeStatistics(
+            observer.minimum, observer.maximum, low, high, observer.count, observer.growth()
+        )
+
+
+class _Watch(Interpreter):
+    """Run a graph and show chosen values to observers."""
+
+    def __init__(self, module: torch.fx.GraphModule, observers: dict[str, RangeObserver]) -> None:
+        super().__init__(module)
+        self._observers = observers
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        site = edges.site_of(n)
+        observer = self._observers.get(f"{site.id}.out") if site is not None else None
+        if observer is not None and isinstance(value, Tensor):
+            observer.update(value)
+        return value
+
+
+def _observe(
+    exported: ExportedProgram, wanted: set[str], ctx: PassContext, method: str
+) -> tuple[dict[str, RangeObserver], int]:
+    observers = {edge: RangeObserver(histogram=method == "percentile") for edge in sorted(wanted)}
+    watch = _Watch(program.runnable(exported), observers)
+    assert ctx.calibration is not None
+    batches = 0
+    with torch.no_grad():
+        for batch in ctx.calibration():
+            watch.run(*program.flat_inputs(exported, batch.args, batch.kwargs))
+            batches += 1
+            ctx.progress("calibrate", batches, None)
+    if batches == 0:
+        raise DataError("calibrate: the calibration data hold no sample")
+    for edge, observer in observers.items():
+        if observer.count and not (
+            torch.isfinite(torch.tensor([observer.minimum, observer.maximum])).all()
+        ):
+            raise DataError(f"calibrate: edge {edge} took NaN or Inf on the calibration data")
+    return observers, batches
+
+
+def _notes(measured: dict[str, EdgeStatistics], addresses: dict[str, str]) -> list[str]:
+    notes = []
+    dead = [addresses[e] for e, s in measured.items() if s.minimum == s.maximum == 0.0]
+    if dead:
+        notes.append(f"always zero on the calibration data: {', '.join(dead[:5])}")
+    growing = {addresses[e]: s.growth for e, s in measured.items()}
+    worst = sorted(growing, key=lambda a: -growing[a])[:3]
+    grown = [f"{a} ({100 * growing[a]:.0f} %)" for a in worst if growing[a] > GROWTH_WORTH_TELLING]
+    if grown:
+        notes.append(
+            "more samples would still widen ranges; the second half of the data widened "
+            + ", ".join(grown)
+        )
+    clipped = [
+        addresses[e] for e, s in measured.items() if s.low > s.minimum or s.high < s.maximum
+    ]
+    if clipped:
+        notes.append(f"{len(clipped)} of {len(measured)} ranges are clipped by the percentile")
+    return notes

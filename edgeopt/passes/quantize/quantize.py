@@ -1,0 +1,270 @@
+"""Write the plan into the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgeopt import edges
+from edgeopt.contracts import Quantized
+from edgeopt.dialect import DEQUANTIZE, QUANTIZE, storage_dtype
+from edgeopt.edges import EdgeId, operator_name
+from edgeopt.errors import PreconditionError
+from edgeopt.pipeline import Pass, PassResult
+from edgeopt.program import ProgramEditor
+from edgeopt.quant.plan import PlannedEdge, Shared
+from edgeopt.quant.ranges import affine_from_range, on_grid, raise_for_bias, weight_scales
+from edgeopt.quant.spec import Affine, Granularity, Role, TensorSpec
+from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.statistics import EdgeStatistics
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeConfig:
+    """`quantize` has no options: the plan decides."""
+
+
+class Quantize(Pass[QuantizeConfig]):
+    """Insert quantize and dequantize nodes on the planned edges, and put biases on their grid.
+
+    Weights become int8 codes under their own FQN, with `.._scale` and `.._zero_point` beside them.
+    Each value is quantized once; each reader dequantizes for itself. A bias moves to the nearest
+    multiple of `s_x * s_w`, so that its float and int32 forms are one number; where the code would
+    pass 2^24 the channel's weight scale is raised, and reported.
+
+    Before: `linear(x, w, b)`. After: `linear(dequantize(quantize(x)), dequantize(codes), b')`.
+    """
+
+    name = "quantize"
+    config_type = QuantizeConfig
+    stage = Stage.GRAPH
+    effect = Effect.APPROXIMATE
+    from_phase = Phase.PLANNED
+    to_phase = Phase.QUANTIZED
+    must_follow = frozenset({"plan", "calibrate"})
+
+    def requires(self, state: ModelState, ctx: PassContext) -> None:
+        if state.plan is None or state.statistics is None:
+            raise PreconditionError("quantize: the plan is not calibrated")
+
+    def run(self, state: ModelState, ctx: PassContext) -> PassResult:
+        plan, statistics = state.plan, state.statistics
+        assert plan is not None
+        assert statistics is not None
+        programs: dict[str, ExportedProgram] = {}
+        changes: dict[str, str] = {}
+        notes: list[str] = []
+        contracts: list[Quantized] = []
+        for method, exported in state.carrier_programs.items():
+            writer = _Writer(exported, plan.edges[method], statistics.edges[method])
+            programs[method] = writer.write()
+            changes |= writer.changes
+            notes += writer.notes
+            contracts += writer.contracts
+        after = state.with_programs(
+            programs, phase=Phase.QUANTIZED, contracts=(*state.contracts, *contracts)
+        )
+        return PassResult(after, changes, notes=tuple(notes))
+
+
+class _Writer:
+    """Write one method's plan into a copy of its graph."""
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        rows: tuple[PlannedEdge, ...],
+        statistics: object,
+    ) -> None:
+        self._editor = ProgramEditor(exported)
+        self._rows = [row for row in rows if row.spec is not None]
+        assert isinstance(statistics, dict)
+        self._statistics: dict[str, EdgeStatistics] = statistics
+        self._node = edges.by_id(self._editor.graph)
+        self._codes: dict[EdgeId, Node] = {}  # out edge -> quantize node
+        self._params: dict[EdgeId, tuple[Node, Node, Affine]] = {}  # out edge -> placeholders
+        self._raw: dict[EdgeId, list[Node]] = {}  # out edge -> readers before anything was added
+        self.changes: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.contracts: list[Quantized] = []
+
+    def write(self) -> ExportedProgram:
+        ranges = self._group_ranges()
+        outs = [row for row in self._rows if row.role is Role.OUTPUT]
+        for row in sorted(outs, key=lambda r: isinstance(r.source, Shared)):
+            self._quantize_value(row, ranges)
+        inputs = [row for row in self._rows if row.role is Role.INPUT]
+        for row in inputs:
+            self._dequantize_port(row)
+        for row in outs:
+            if row.codes_only:
+                self._redirect_float_readers(row)
+        for row in self._rows:
+            if row.role is Role.WEIGHT:
+                self._quantize_weight(row)
+        return self._editor.finish()
+
+    def _group_ranges(self) -> dict[EdgeId, tuple[float, float]]:
+        """Join the ranges of all values that share parameters, under the owner's edge."""
+        joined: dict[EdgeId, tuple[float, float]] = {}
+        for row in self._rows:
+            if row.role is not Role.OUTPUT:
+                continue
+            owner = row.source.edge if isinstance(row.source, Shared) else row.edge
+            found = self._statistics[str(row.edge)]
+            low, high = joined.get(owner, (found.low, found.high))
+            joined[owner] = (min(low, found.low), max(high, found.high))
+        return joined
+
+    def _quantize_value(self, row: PlannedEdge, ranges: dict[EdgeId, tuple[float, float]]) -> None:
+        assert row.spec is not None
+        node = self._node[row.edge.node]
+        owner = row.source.edge if isinstance(row.source, Shared) else row.edge
+        if owner not in self._params:
+            affine = affine_from_range(*ranges[owner], row.spec, _clamp_bound(node))
+            base = _buffer_name(node)
+            self._params[owner] = (
+                self._editor.add_buffer(f"{base}_scale", affine.scale),
+                self._editor.add_buffer(f"{base}_zero_point", affine.zero_point),
+                affine,
+            )
+        scale, zero, affine = self._params[owner]
+        self._raw[row.edge] = list(node.users)
+        self._codes[row.edge] = self._editor.call(
+            QUANTIZE,
+            (node, scale, zero, None, None, row.spec.codes_dtype, row.spec.qmin, row.spec.qmax),
+            parent=node,
+            suffix="q.out",
+            after=_after(node, self._editor),
+        )
+        self.changes[row.address] = (
+            f"{row.spec}, scale {float(affine.scale):.6g}, zero point {int(affine.zero_point)}"
+        )
+        self.contracts.append(Quantized(row.edge, row.spec))
+
+    def _dequantize(self, out: EdgeId, parent: Node, port: str, before: Node) -> Node:
+        codes = self._codes[out]
+        owner = next(
+            (r.source.edge for r in self._rows if r.edge == out and isinstance(r.source, Shared)),
+            out,
+        )
+        scale, zero, _ = self._params[owner]
+        return self._editor.call(
+            DEQUANTIZE,
+            (codes, scale, zero, None, None, codes.args[5], torch.float32),
+            parent=parent,
+            suffix=f"dq.{port}",
+            before=before,
+        )
+
+    def _dequantize_port(self, row: PlannedEdge) -> None:
+        assert isinstance(row.source, Shared)
+        reader = self._node[row.edge.node]
+        new = self._dequantize(row.source.edge, reader, row.edge.port, reader)
+        _replace_argument(reader, int(row.edge.port.removeprefix("in")), new)
+
+    def _redirect_float_readers(self, row: PlannedEdge) -> None:
+        """Let every other reader see the codes too, since the producer has no float to give."""
+        node = self._node[row.edge.node]
+        left = [u for u in self._raw[row.edge] if node in u.all_input_nodes]
+        if left:
+            new = self._dequantize(row.edge, node, "out", left[0])
+            for reader in left:
+                reader.replace_input_with(node, new)
+
+    def _quantize_weight(self, row: PlannedEdge) -> None:
+        assert row.spec is not None
+        node = self._node[row.edge.node]
+        source = node.args[1]
+        assert isinstance(source, Node)
+        fqn = self._editor.fqn(source)
+        if fqn is None or isinstance(row.source, Shared):
+            return  # the first call of a shared module did it for all
+        spec = row.spec
+        weight = self._editor.table[fqn].detach().float()
+        calls = [u for u in source.users if u.args[1] is source]
+        scale = weight_scales(weight, spec)
+        scale = self._bias_on_grid(calls, scale, fqn)
+        shape = [1] * weight.dim()
+        if spec.granularity is Granularity.CHANNEL:
+            shape[spec.axis] = -1
+        codes = torch.clamp(torch.round(weight / scale.reshape(shape)), spec.qmin, spec.qmax)
+        dtype = storage_dtype(spec.codes_dtype if spec.bits in (4, 8, 16) else "int8")
+        self._editor.replace(fqn, codes.to(dtype))
+        zeros = torch.zeros_like(scale, dtype=dtype)
+        scale_node = self._editor.add_buffer(f"{fqn}_scale", scale)
+        zero_node = self._editor.add_buffer(f"{fqn}_zero_point", zeros)
+        axis = spec.axis if spec.granularity is Granularity.CHANNEL else None
+        stored = str(dtype).removeprefix("torch.")
+        for call in calls:
+            new = self._editor.call(
+                DEQUANTIZE,
+                (source, scale_node, zero_node, axis, None, stored, torch.float32),
+                parent=call,
+                suffix="dq.in1",
+                before=call,
+            )
+            call.update_arg(1, new)
+        self.changes[row.address] = f"{spec}"
+        self.contracts.append(Quantized(row.edge, spec, fqn))
+
+    def _bias_on_grid(self, calls: list[Node], scale: Tensor, fqn: str) -> Tensor:
+        call = calls[0]
+        bias = call.args[2] if len(call.args) > 2 else None
+        bias_fqn = self._editor.fqn(bias) if isinstance(bias, Node) else None
+        if bias_fqn is None:
+            return scale
+        activation = call.args[0]
+        assert isinstance(activation, Node)
+        input_scale = self._editor.tensor(activation.args[1])
+        assert input_scale is not None
+        value = self._editor.table[bias_fqn].detach().float()
+        scale, raised = raise_for_bias(scale, value, float(input_scale))
+        if raised:
+            self.notes.append(
+                f"{fqn}: weight scale raised in {len(raised)} channels so that the bias fits 2^24"
+            )
+        self._editor.replace(bias_fqn, on_grid(value, input_scale, scale))
+        return scale
+
+
+def _clamp_bound(node: Node) -> float | None:
+    if node.op == "call_function" and operator_name(node) == "hardtanh":
+        return float(node.args[2]) if len(node.args) > 2 else 1.0  # type: ignore[arg-type]
+    return None
+
+
+def _buffer_name(node: Node) -> str:
+    site = edges.require_site(node)
+    return f"{site.fqn + '.' if site.fqn else ''}{site.op}_{site.index}_out"
+
+
+def _after(node: Node, editor: ProgramEditor) -> Node:
+    """Return where to insert behind a node; behind the last placeholder for an input."""
+    if node.op != "placeholder":
+        return node
+    return [n for n in editor.graph.nodes if n.op == "placeholder"][-1]
+
+
+def _replace_argument(reader: Node, index: int, new: Node) -> None:
+    """Replace one flat argument; lists of tensors (concat) are counted through."""
+    position = 0
+    args: list[object] = []
+    for argument in reader.args:
+        if isinstance(argument, (list, tuple)):
+            items = list(argument)
+            for offset in range(len(items)):
+                if position + offset == index:
+                    items[offset] = new
+            position += len(items)
+            args.append(items)
+        else:
+            args.append(new if position == index else argument)
+            position += 1
+    reader.args = tuple(args)  # type: ignore[assignment]
+
+

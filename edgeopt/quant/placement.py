@@ -1,0 +1,270 @@
+"""Decide which values of a graph are carried as codes, from a rule set.
+
+A *value* is what one node computes. The decision is made on values; `plan` then writes one line
+for each port around them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgeopt import program
+from edgeopt.edges import address, matches, operator_name
+from edgeopt.target import Compute, RuleSet
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A weighted operator that becomes integer: its ports."""
+
+    node: Node
+    activation: Node
+    weight: Node
+    bias: Node | None
+
+
+_SPLITS = frozenset({"split", "chunk", "unbind", "getitem", "split_with_sizes"})
+
+
+class Groups:
+    """Values that share one scale and zero point (union-find over nodes)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Node, Node] = {}
+
+    def root(self, node: Node) -> Node:
+        """Return the representative of a node's group."""
+        while self._parent.get(node, node) is not node:
+            node = self._parent[node]
+        return node
+
+    def join(self, keep: Node, other: Node) -> None:
+        """Put two values into one group; `keep`'s representative stays."""
+        a, b = self.root(keep), self.root(other)
+        if a is not b:
+            self._parent[b] = a
+
+
+@dataclasses.dataclass
+class Placement:
+    """The decision for one program.
+
+    Attributes:
+        weighted: Weighted operators that become integer, in graph order.
+        values: Values that are carried as codes, in graph order.
+        ports: Value -> (reader, argument index) that read codes.
+        codes_only: Values whose producer writes codes, so that no float of them exists.
+        groups: Which values share parameters.
+        stays_float: Weighted operators that stay float: node -> reason.
+    """
+
+    weighted: list[Weighted] = dataclasses.field(default_factory=list)
+    values: list[Node] = dataclasses.field(default_factory=list)
+    ports: dict[Node, list[tuple[Node, int]]] = dataclasses.field(default_factory=dict)
+    codes_only: set[Node] = dataclasses.field(default_factory=set)
+    groups: Groups = dataclasses.field(default_factory=Groups)
+    stays_float: dict[Node, str] = dataclasses.field(default_factory=dict)
+
+
+def tensor_arguments(node: Node) -> list[tuple[int, Node]]:
+    """Return (flat index, node) for each argument that is a tensor; lists are flattened."""
+    found: list[tuple[int, Node]] = []
+    flat: list[object] = []
+    for argument in node.args:
+        flat += list(argument) if isinstance(argument, (list, tuple)) else [argument]
+    for index, argument in enumerate(flat):
+        if isinstance(argument, Node) and isinstance(argument.meta.get("val"), Tensor):
+            found.append((index, argument))
+    return found
+
+
+class Placer:
+    """Make a `Placement` for one program."""
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        rules: RuleSet,
+        keep_float: Mapping[str, str],
+        is_sparse: Callable[[str], bool],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            exported: The program.
+            rules: What the runtime's kernels take.
+            keep_float: Address glob -> reason.
+            is_sparse: Says of a weight's FQN whether an N:M contract holds for it.
+        """
+        self._exported = exported
+        self._rules = rules
+        self._keep_float = keep_float
+        self._is_sparse = is_sparse
+        self._names = program.tensor_names(exported)
+        self._placement = Placement()
+        self._wanted: set[Node] = set()
+        self._available: set[Node] = set()  # could be codes if somebody wants them
+
+    def place(self) -> Placement:
+        """Walk the graph once in order, then order the values."""
+        eligible = {
+            n: w for n in self._exported.graph.nodes if (w := self._eligible(n)) is not None
+        }
+        readers_left_float = self._weights_read_elsewhere(eligible)
+        for node, reason in readers_left_float.items():
+            del eligible[node]
+            self._placement.stays_float[node] = reason
+        for node in self._exported.graph.nodes:
+            if node.op == "placeholder" and node.name not in self._names:
+                self._available.add(node)
+            if node in eligible:
+                self._place_weighted(eligible[node])
+            elif node.op == "call_function":
+                self._place_other(node)
+        self._share_weights(list(eligible.values()))
+        self._placement.values = [n for n in self._exported.graph.nodes if n in self._wanted]
+        return self._placement
+
+    def _kept_float(self, node: Node) -> str:
+        where = address(node, "out")
+        return next((r for p, r in self._keep_float.items() if matches(p, where)), "")
+
+    def _eligible(self, node: Node) -> Weighted | None:
+        if node.op != "call_function":
+            return None
+        rule = self._rules.rule(operator_name(node))
+        if rule.compute is not Compute.WEIGHTED:
+            return None
+        activation, weight, *rest = (a for a in node.args[:3])
+        bias = rest[0] if rest and isinstance(rest[0], Node) else None
+        reason = self._kept_float(node)
+        if not isinstance(weight, Node) or weight.name not in self._names:
+            reason = "its weight is computed at run time"
+        elif bias is not None and bias.name not in self._names:
+            reason = "its bias is computed at run time"
+        elif not isinstance(activation, Node) or activation.name in self._names:
+            reason = "its input is a constant"
+        if reason:
+            self._placement.stays_float[node] = reason
+            return None
+        assert isinstance(activation, Node)
+        assert isinstance(weight, Node)
+        return Weighted(node, activation, weight, bias)
+
+    def _weights_read_elsewhere(self, eligible: dict[Node, Weighted]) -> dict[Node, str]:
+        found: dict[Node, str] = {}
+        for node, weighted in eligible.items():
+            for reader in weighted.weight.users:
+                same = eligible.get(reader)
+                if same is None or same.weight is not weighted.weight:
+                    found[node] = (
+                        f"its weight is also read by {operator_name(reader)}, which stays float"
+                    )
+            if weighted.bias is not None:
+                for reader in weighted.bias.users:
+                    same = eligible.get(reader)
+                    if same is None or same.weight is not weighted.weight:
+                        found[node] = f"its bias is also read by {operator_name(reader)}"
+        return found
+
+    def _want(self, value: Node, reader: Node | None = None, index: int = 0) -> None:
+        """Carry a value as codes; codes flow back through operators that only move them."""
+        self._wanted.add(value)
+        if reader is not None:
+            ports = self._placement.ports.setdefault(value, [])
+            if (reader, index) not in ports:
+                ports.append((reader, index))
+        if value.op != "call_function" or value not in self._available:
+            return
+        if self._rules.rule(operator_name(value)).compute is Compute.FOLLOW:
+            for at, source in tensor_arguments(value):
+                if source.name in self._names:
+                    continue
+                if (value, at) not in self._placement.ports.get(source, []):
+                    self._want(source, value, at)
+                self._placement.groups.join(source, value)
+                self._placement.codes_only.add(value)
+
+    def _tail(self, node: Node) -> Node:
+        """Return the last activation that the producer's output range can express."""
+        while len(node.users) == 1:
+            (reader,) = node.users
+            if reader.op != "call_function" or not self._absorbed(reader):
+                break
+            node = reader
+        return node
+
+    def _absorbed(self, node: Node) -> bool:
+        return (
+            self._rules.rule(operator_name(node)).compute is Compute.ABSORB
+            and not self._kept_float(node)
+        )
+
+    def _place_weighted(self, weighted: Weighted) -> None:
+        self._placement.weighted.append(weighted)
+        self._want(weighted.activation, weighted.node, 0)
+        rule = self._rules.rule(operator_name(weighted.node))
+        sparse = self._is_sparse(self._names[weighted.weight.name])
+        if rule.output == "int8" or (rule.output == "sparse-int8" and sparse):
+            tail = self._tail(weighted.node)
+            self._available.add(tail)
+            if not self._only_output(tail) and not self._feeds_float(tail):
+                self._want(tail)
+                self._placement.codes_only.add(tail)
+
+    def _feeds_float(self, node: Node) -> bool:
+        """Say whether an operator that wants floats reads the value, or a view of it."""
+        for reader in node.users:
+            if reader.op != "call_function":
+                continue
+            rule = self._rules.rule(operator_name(reader))
+            if rule.reads == "float":
+                return True
+            moves = rule.compute is Compute.FOLLOW or operator_name(reader) in _SPLITS
+            if moves and self._feeds_float(reader):
+                return True
+        return False
+
+    def _only_output(self, node: Node) -> bool:
+        """Say whether a value leaves the model at once; then floats are what the user wants."""
+        return all(reader.op == "output" for reader in node.users)
+
+    def _place_other(self, node: Node) -> None:
+        rule = self._rules.rule(operator_name(node))
+        if rule.compute not in (Compute.INTEGER, Compute.FOLLOW) or self._kept_float(node):
+            return
+        sources = tensor_arguments(node)
+        moving = [(i, s) for i, s in sources if s.name not in self._names]
+        if not moving or len(moving) != len(sources):
+            return  # a constant operand has no codes
+        if not all(s in self._available or s in self._wanted for _, s in moving):
+            return
+        if any(s.op == "placeholder" and s not in self._wanted for _, s in moving):
+            return  # do not quantize an input only to move it
+        if rule.compute is Compute.FOLLOW:
+            self._available.add(node)
+            return
+        for index, source in moving:
+            self._want(source, node, index)
+        tail = self._tail(node)
+        self._available.add(tail)
+        self._want(tail)
+        self._placement.codes_only.add(tail)
+
+    def _share_weights(self, eligible: list[Weighted]) -> None:
+        """Calls of one module share the scale of their input, so that they share the bias grid."""
+        first: dict[Node, Weighted] = {}
+        for weighted in eligible:
+            if weighted.weight in first:
+                self._placement.groups.join(
+                    first[weighted.weight].activation, weighted.activation
+                )
+            else:
+                first[weighted.weight] = weighted
+
+

@@ -1,0 +1,191 @@
+"""The report's plots as inline SVG, in the page's own colours, so that they follow dark mode."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.results import Comparison, DriftRow, LatencyResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Drawn with these, then replaced: matplotlib knows no CSS variables.
+_INK, _MUTED, _RULE = "#010101", "#020202", "#030303"
+_INT8, _FLOAT, _BAND = "#040404", "#050505", "#060606"
+_CSS = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _RULE: "var(--rule)",
+    _INT8: "var(--int8)",
+    _FLOAT: "var(--float)",
+    _BAND: "var(--band)",
+}
+_WIDTH_INCHES = 9.6
+_BINS = 72
+
+
+def latency_plot(
+    results: Sequence[LatencyResult], precisions: Mapping[str, str], name: str = "latency"
+) -> str:
+    """Draw one histogram an artifact on a shared axis, with p50, p90, p99 and their intervals.
+
+    Args:
+        results: Measured on one machine.
+        precisions: Artifact -> precision, for the colour.
+        name: Unique in the page.
+    """
+    import numpy as np
+
+    height = 0.85 * len(results) + 0.55
+    figure, axes = _canvas(height)
+    low = min(min(r.samples_ms) for r in results)
+    high = max(max(r.p99.high, r.p99.value) for r in results)
+    high = min(high * 1.12, max(max(r.samples_ms) for r in results) * 1.02)
+    edges = np.linspace(low - 0.02 * (high - low), high, _BINS + 1)
+    for row, result in enumerate(results):
+        base = float(len(results) - 1 - row)
+        colour = _INT8 if precisions.get(result.artifact) == "int8" else _FLOAT
+        counts, _ = np.histogram(result.samples_ms, bins=edges)
+        tall = 0.62 * counts / max(counts.max(), 1)
+        axes.stairs(base + tall, edges, baseline=base, fill=True, color=colour, alpha=0.28)
+        axes.stairs(base + tall, edges, baseline=base, color=colour, linewidth=1.0)
+        _percentiles(axes, result, base, colour)
+        beyond = sum(sample > edges[-1] for sample in result.samples_ms)
+        if beyond:
+            axes.text(
+                edges[-1], base + 0.5, f"{beyond} beyond →", ha="right", fontsize=8.5, color=_MUTED
+            )
+    axes.set_ylim(-0.36, len(results) - 0.22)
+    axes.set_yticks([len(results) - 1 - i + 0.18 for i in range(len(results))])
+    axes.set_yticklabels([_short(r.artifact) for r in results])
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel("latency of one call, ms", color=_MUTED)
+    return _svg(figure, name)
+
+
+def _percentiles(axes: Axes, result: LatencyResult, base: float, colour: str) -> None:
+    below = base - 0.12
+    for name, point in (("p50", result.p50), ("p90", result.p90), ("p99", result.p99)):
+        axes.plot([point.low, point.high], [below, below], color=colour, linewidth=3.0, alpha=0.55)
+        axes.plot([point.value], [below], marker="o", markersize=4.5, color=colour)
+        axes.text(
+            point.value, below - 0.06, name, ha="center", va="top", fontsize=8.5, color=_MUTED
+        )
+    axes.plot([result.p50.value] * 2, [below, base + 0.66], color=colour, linewidth=1.2)
+
+
+def ratio_plot(comparisons: Sequence[Comparison]) -> str:
+    """Draw each ratio with its interval over the machine's own noise."""
+    figure, axes = _canvas(0.55 * len(comparisons) + 0.65)
+    for row, pair in enumerate(comparisons):
+        y = float(len(comparisons) - 1 - row)
+        axes.fill_between(
+            [1 - pair.noise, 1 + pair.noise], y - 0.38, y + 0.38, color=_BAND, linewidth=0
+        )
+        axes.plot([pair.low, pair.high], [y, y], color=_INT8, linewidth=3.0, alpha=0.55)
+        axes.plot([pair.ratio], [y], marker="o", markersize=6, color=_INT8)
+        axes.annotate(
+            f"{pair.ratio:.3f}  {pair.pace.value}",
+            (pair.high, y),
+            xytext=(9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9.5,
+            color=_INK,
+        )
+    axes.axvline(1.0, color=_MUTED, linewidth=1.0)
+    low = min(*(c.low for c in comparisons), 1 - max(c.noise for c in comparisons))
+    high = max(*(c.high for c in comparisons), 1 + max(c.noise for c in comparisons))
+    room = max(high - low, 0.02)
+    axes.set_xlim(low - 0.08 * room, high + 0.30 * room)
+    axes.set_ylim(-0.55, len(comparisons) - 0.45)
+    axes.set_yticks([float(len(comparisons) - 1 - i) for i in range(len(comparisons))])
+    axes.set_yticklabels([f"{_short(c.candidate)} / {_short(c.baseline)}" for c in comparisons])
+    axes.set_xlabel("ratio of latencies; under 1 is faster; the band is the noise", color=_MUTED)
+    return _svg(figure, "ratio")
+
+
+def drift_plot(rows: Sequence[DriftRow]) -> str:
+    """Draw the worst sites: the loss of the layer's output, and of the model's output."""
+    figure, axes = _canvas(0.30 * len(rows) + 0.75)
+    positions = [float(len(rows) - 1 - i) for i in range(len(rows))]
+    both = any(r.own_snr_db is not None for r in rows)
+    values = [v for r in rows for v in (r.snr_db, r.own_snr_db) if v is not None]
+    left = min(0.0, *values) if values else 0.0
+    for y, row in zip(positions, rows, strict=True):
+        axes.plot([left, row.snr_db], [y, y], color=_INT8, linewidth=1.6, alpha=0.5)
+        axes.plot([row.snr_db], [y], marker="o", markersize=5.5, color=_INT8)
+        if row.own_snr_db is not None:
+            axes.plot([row.own_snr_db], [y], marker="D", markersize=4.5, color=_FLOAT)
+    axes.set_xlim(left, max([*values, 1.0]) * 1.06)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_yticks(positions)
+    axes.set_yticklabels([_short(r.site) for r in rows])
+    words = "SNR in dB, lower is worse;  ● the layer's own output"
+    axes.set_xlabel(
+        f"{words}   ◆ the model's output with only this layer quantized" if both else words,
+        color=_MUTED,
+    )
+    return _svg(figure, "drift")
+
+
+def _short(name: str, most: int = 46) -> str:
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+
+
+def _canvas(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes = figure.subplots()
+    axes.patch.set_alpha(0.0)
+    for side in ("left", "right", "top"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_RULE)
+    axes.tick_params(axis="y", length=0, labelcolor=_INK, labelsize=10)
+    axes.tick_params(axis="x", color=_RULE, labelcolor=_MUTED, labelsize=9)
+    axes.grid(axis="x", color=_RULE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """Write a figure as an `<svg>` element that can stand in a page with others."""
+    import matplotlib
+
+    settings: dict[str, Any] = {
+        "svg.fonttype": "none",  # text stays text, in the page's font
+        "svg.hashsalt": name,  # the same figure gives the same bytes
+        "text.parse_math": False,  # a `$` in a layer's name is a dollar sign
+    }
+    buffer = io.StringIO()
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that the layout font lacks; the page's has it
+        for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+            text.set_parse_math(False)  # type: ignore[attr-defined]
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue(), name)
+
+
+def _inline(svg: str, name: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg, count=3)
+    svg = svg.replace("xlink:href", "href")
+    used = set(re.findall(r'(?:url\(#|href="#)([\w-]+)', svg))
+
+    def own(match: re.Match[str]) -> str:
+        return f' id="{name}-{match[1]}"' if match[1] in used else ""
+
+    svg = re.sub(r' id="([^"]*)"', own, svg)
+    svg = re.sub(r'(url\(#|href="#)([\w-]+)', rf"\g<1>{name}-\g<2>", svg)
+    for colour, variable in _CSS.items():
+        svg = svg.replace(colour, variable)
+    # The size comes from the view box, so that the plot scales with the column.
+    return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
