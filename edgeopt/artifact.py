@@ -122,6 +122,7 @@ class Preprocessing:
         std: Per channel.
         channels: `RGB`, `BGR` or `L`.
         layout: `NCHW` or `NHWC`.
+        interpolation: How pictures are resized.
     """
 
     resize: int = 0
@@ -130,6 +131,7 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0,)
     channels: str = "RGB"
     layout: str = "NCHW"
+    interpolation: str = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy as copying
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ def from_module(
     if isinstance(preprocessing, Mapping):
         preprocessing = parse(preprocessing, Preprocessing, where=f"{where}: preprocessing")
     loaded = LoadedModel(
-        name=name or type(module).__name__.lower(),
+        name=re.sub(r"[^\w.-]+", "-", name or type(module).__name__.lower()),
         source=where,
         module=own,
         example_args=example.args,
@@ -305,10 +306,12 @@ def _input_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     names: list[str] = []
-    arguments = [*enumerate(example.args), *example.kwargs.items()]
+    positional = [
+        parameters[index] if index < len(parameters) else f"input{index}"
+        for index in range(len(example.args))
+    ]
+    arguments = [*zip(positional, example.args, strict=True), *example.kwargs.items()]
     for key, value in arguments:
-        if isinstance(key, int):
-            key = parameters[key] if key < len(parameters) else f"input{key}"
         count = len(leaves(value))
         names += [key] if count == 1 else [f"{key}_{part}" for part in range(count)]
     return tuple(names)

@@ -254,3 +254,15 @@ def flat_inputs(
     from torch.utils import _pytree as pytree
 
     return pytree.tree_leaves((args, dict(kwargs)))
+
+
+def without_traces(exported: ExportedProgram) -> ExportedProgram:
+    """Return a copy without stack traces and example inputs.
+
+    Source paths would differ between machines, and example inputs are saved as a pickle.
+    """
+    bare = ProgramEditor(exported).finish()
+    for node in bare.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    bare._example_inputs = None
+    return bare

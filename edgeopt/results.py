@@ -309,7 +309,7 @@ class DriftRow:
     Attributes:
         site: The operator's address; pass it to `--keep-float`.
         snr_db: SNR of its output, quantized program against float, at the same evaluation inputs.
-        own_snr_db: SNR of the model's output with only this layer quantized, where measured.
+        own_snr_db: SNR of the layer's output with only this layer quantized, at float inputs.
         rank: 1 is the worst.
     """
 

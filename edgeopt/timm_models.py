@@ -57,7 +57,7 @@ def load_timm(spec: str) -> LoadedModel:
     return from_module(
         module.eval(),
         torch.zeros(2, *config["input_size"]),
-        name=name.replace("/", "-"),
+        name=name,
         source=spec,
         input_names=("image",),
         output_names=("logits",) if _is_classifier(module) else (),
@@ -111,7 +111,7 @@ def _import_timm() -> Any:
             raise ModelError(f"timm cannot be imported: {failure}") from failure
         # timm imports torchvision, whose import fails where its compiled operators do not load;
         # classifiers never call them, so declaring two of them is enough.
-        library = torch.library.Library("torchvision", "DEF")
+        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _stubs.append(library)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _load_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says it, in one line
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ModelError(
             f"{path}: holds more than tensors, so loading it could run code; refused: save the "
@@ -67,14 +70,22 @@ def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Copy tensors into a module, cast to its types; every key must be there and fit.
 
-    Batch norm's `num_batches_tracked`, which no inference reads, may be missing.
+    A name may be missing if its weight is tied to one that is there, or if it is batch norm's
+    `num_batches_tracked`, which no inference reads.
 
     Raises:
         ModelError: For missing, unknown or misshapen tensors (nothing is copied then), or values
             that are not finite.
     """
     own = module.state_dict()
-    missing = [k for k in own if k not in tensors and not k.endswith(".num_batches_tracked")]
+    given = {_place(own[key]) for key in own if key in tensors}
+    missing = [
+        key
+        for key in own
+        if key not in tensors
+        and _place(own[key]) not in given
+        and not key.endswith(".num_batches_tracked")
+    ]
     unknown = [key for key in tensors if key not in own]
     wrong = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
     parts = [_count(missing, "missing"), _count(unknown, "unknown")]
@@ -84,31 +95,47 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     if any(parts):
         text = "; ".join(part for part in parts if part)
         raise ModelError(f"{where}: does not fit the model: {text}")
-    check_finite(tensors, where)
+    # Checked after the cast, since a cast to a narrower type may overflow.
+    cast = {key: tensors[key].to(own[key].dtype) for key in own if key in tensors}
+    _check(cast, _parameter_names(module), where)
     with torch.no_grad():
-        for key, value in own.items():
-            if key in tensors:
-                value.copy_(tensors[key])
-    # A cast to a narrower type may overflow.
-    check_finite(module.state_dict(), where)
+        for key, value in cast.items():
+            own[key].copy_(value)
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    return tensor.data_ptr(), tuple(tensor.shape)
 
 
 def _count(keys: Sequence[str], what: str) -> str:
     return f"{len(keys)} {what}, first {keys[0]!r}" if keys else ""
 
 
-def check_finite(weights: nn.Module | Mapping[str, Tensor], where: str = "model") -> None:
-    """Refuse weights with NaN or Inf.
+def check_finite(module: nn.Module, where: str = "model") -> None:
+    """Refuse weights with NaN or Inf. A buffer may hold -Inf, as attention masks do.
 
     Raises:
         ModelError: Naming the first tensor that has one.
     """
-    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    _check(module.state_dict(), _parameter_names(module), where)
+
+
+def _parameter_names(module: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+
+
+def _check(tensors: Mapping[str, Tensor], parameters: frozenset[str], where: str) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             continue
         if value.is_meta:
             raise ModelError(f"{where}: {name} has no values (meta device); load the weights first")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            bad = int((~torch.isfinite(value)).sum())
-            raise ModelError(f"{where}: {name} holds NaN or Inf in {bad} of {value.numel()} values")
+        if not value.is_floating_point():
+            continue
+        bad = ~torch.isfinite(value)
+        if name not in parameters:
+            bad &= value != -torch.inf
+        if bool(bad.any()):
+            raise ModelError(
+                f"{where}: {name} holds NaN or Inf in {int(bad.sum())} of {value.numel()} values"
+            )

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import platform
 from importlib import metadata
+from pathlib import Path
 
 from edgeopt.results import SCHEMA_VERSION, Machine
 
@@ -162,7 +163,22 @@ _OPTIONAL = (
         ("timm",),
         "models named timm:NAME@WEIGHTS",
         "timm models cannot be loaded by name",
-        "pip install 'edgeopt[timm]'",
+        "pip install 'edgeopt[timm]' and the torchvision that matches torch",
+    ),
+)
+
+_PROVIDERS = (
+    (
+        "CPUExecutionProvider",
+        "the CPU kernels that numerics and stand-ins use",
+        "no numerics",
+        "pip install 'edgeopt[onnxruntime]'",
+    ),
+    (
+        "CUDAExecutionProvider",
+        "ONNX files on an NVIDIA GPU",
+        "no shipped profile uses it",
+        "pip install onnxruntime-gpu (in place of onnxruntime)",
     ),
 )
 
@@ -185,16 +201,16 @@ _CPU_FEATURES = {
 def run_doctor() -> DoctorResult:
     """Look at this machine."""
     import edgeopt
-    from edgeopt.runtime_tests.machine import this_machine
+    from edgeopt.runtime_tests.machine import machine as describe
 
-    machine = this_machine()
+    machine = describe()
     return DoctorResult(
         edgeopt=edgeopt.__version__,
         python=platform.python_version(),
         machine=machine,
         pieces=(*(_look(w) for w in (*_REQUIRED, *_OPTIONAL)), *_backends()),
         cpu=_cpu_features(frozenset(machine.features)),
-        measurable=_measurable(machine),
+        measurable=_measurable(),
     )
 
 
@@ -249,10 +265,7 @@ def _backends() -> tuple[Piece, ...]:
     import onnxruntime
 
     known = set(onnxruntime.get_available_providers())
-    for provider, gives in (
-        ("CPUExecutionProvider", "the CPU kernels that numerics and stand-ins use"),
-        ("CUDAExecutionProvider", "ONNX files on an NVIDIA GPU"),
-    ):
+    for provider, gives, without, install in _PROVIDERS:
         here = provider in known
         found.append(
             Piece(
@@ -261,10 +274,8 @@ def _backends() -> tuple[Piece, ...]:
                 available=here,
                 version=onnxruntime.__version__ if here else "",
                 gives=gives,
-                without="not used by any shipped profile" if "CUDA" in provider else "no numerics",
-                install="pip install onnxruntime-gpu (in place of onnxruntime)"
-                if "CUDA" in provider
-                else "pip install 'edgeopt[onnxruntime]'",
+                without=without,
+                install=install,
                 problem="" if here else "this build of ONNX Runtime lacks it",
             )
         )
@@ -285,3 +296,62 @@ def _cpu_features(present: frozenset[str]) -> tuple[CpuFeature, ...]:
     return tuple(
         CpuFeature(name, name in present, meaning) for name, meaning in _CPU_FEATURES[family]
     )
+
+
+def _measurable() -> tuple[Measurable, ...]:
+    from edgeopt.target import load_profile, profile_names
+
+    found = []
+    for name in profile_names():
+        profile = load_profile(name)
+        here = is_device(profile.runs_here)
+        for target in profile.targets:
+            reason = _why_not(target.runtime)
+            if not here:
+                reason = f"this machine is not {profile.title}"
+            found.append(
+                Measurable(name, target.name, target.runtime, "no" if reason else "yes", reason)
+            )
+        for target in profile.stand_ins:
+            reason = _why_not(target.runtime)
+            word = "no" if reason else "stand-in"
+            found.append(Measurable(name, target.name, target.runtime, word, reason))
+    return tuple(found)
+
+
+def is_device(runs_here: str) -> bool:
+    """Tell whether this machine is the device that a profile's `runs_here` describes."""
+    if runs_here == "any-cpu":
+        return True
+    if runs_here.startswith("cuda-sm"):
+        return _cuda_capability() == runs_here.removeprefix("cuda-")
+    if runs_here.startswith("jetson-"):
+        try:
+            board = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        return runs_here.removeprefix("jetson-") in board.lower()
+    return False
+
+
+def _cuda_capability() -> str:
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return ""
+        major, minor = torch.cuda.get_device_capability(0)
+    except Exception:  # a broken driver raises from C++
+        return ""
+    return f"sm{major}{minor}"
+
+
+def _why_not(runtime: str) -> str:
+    if runtime == "onnxruntime":
+        from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner().unavailable() or ""
+    if runtime == "tensorrt":
+        missing = importlib.util.find_spec("tensorrt") is None
+        return "TensorRT is not installed" if missing else ""
+    return f"no runner for {runtime} in this version"

@@ -32,7 +32,8 @@ def bench(
 ) -> int:
     """Measure latency on this machine.
 
-    Two files are interleaved and their ratio is judged against the machine's own noise. Exits 3 if the machine is too noisy to tell which of two is faster.
+    Two files are interleaved and their ratio is judged against the machine's own noise. Exits 3
+    if the machine is too noisy to tell which of two is faster.
     """
     from edgeopt.api.bench import run_bench
     from edgeopt.cli.text import only_json, progress_line, show_json

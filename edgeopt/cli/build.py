@@ -12,7 +12,7 @@ from edgeopt.cli.options import AsJson
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeopt.api.build import BuildOptions
+    from edgeopt.api.options import BuildOptions
     from edgeopt.results import BuildReport
 
 
@@ -50,7 +50,9 @@ def build(
     formats: Annotated[
         list[str] | None,
         typer.Option(
-            "--format", metavar="FORMAT", help="Only targets of this format; may be repeated."
+            "--format",
+            metavar="FORMAT",
+            help="Only this format; onnx:float16 adds a file. May be repeated.",
         ),
     ] = None,
     settings: Annotated[
@@ -106,9 +108,11 @@ def build(
 ) -> int:
     """Compile a model for a device, run it, judge it.
 
-    Writes a bundle: the model files, golden vectors, a report and a lock. Exits 1 if a measured limit fails.
+    Writes a bundle: the model files, golden vectors, a report and a lock. Exits 1 if a measured
+    limit fails.
     """
-    from edgeopt.api.build import BuildOptions, run_build
+    from edgeopt.api.build import run_build
+    from edgeopt.api.options import BuildOptions
     from edgeopt.cli.text import only_json, progress_line, show_json
 
     if lock is not None:
@@ -157,7 +161,7 @@ def exit_code(report: BuildReport, *, require_measured: bool = False) -> int:
 
 
 def _from_lock(context: typer.Context, lock: Path, out: Path | None) -> BuildOptions:
-    from edgeopt.api.build import options_from_lock
+    from edgeopt.api.lock import options_from_lock
 
     free = {"lock", "out", "as_json", "require_measured"}
     for name in sorted(context.params):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -172,13 +173,22 @@ def _show_recipe(recipe: Recipe) -> None:
 
 def models(name: NameArgument = None, as_json: AsJson = False) -> int:
     """List the models that ship with edgeopt."""
-    from edgeopt.cli.docstrings import attribute_docs
     from edgeopt.cli.text import Table, show_json, show_line, show_table
     from edgeopt.errors import ConfigError, nearest
-    from edgeopt.zoo import MODELS
+    from edgeopt.zoo.catalogue import CATALOGUE
 
-    if name is not None and name.removeprefix("zoo:") not in MODELS:
-        raise ConfigError(f"model {name!r} is not known{nearest(name, MODELS)}")
+    if name is not None and (name := name.removeprefix("zoo:")) not in CATALOGUE:
+        raise ConfigError(f"model {name!r} is not known{nearest(name, CATALOGUE)}")
+    found = list(CATALOGUE.values()) if name is None else [CATALOGUE[name]]
+    if as_json:
+        show_json(found)
+    elif name is not None:
+        for field in dataclasses.fields(found[0]):
+            show_line(f"{field.name:<12} {getattr(found[0], field.name)}")
+    else:
+        rows = tuple((f"zoo:{m.name}", f"{m.parameters:,}", m.input, m.summary) for m in found)
+        show_table(Table("", ("model", ">parameters", "input", "what it is"), rows))
+        show_line("Your own: FILE.py:FACTORY, or timm:NAME@WEIGHTS.")
     return 0
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import typer
 
 from edgeopt.cli.app import app
-from edgeopt.cli.text import clean
 from edgeopt.errors import EdgeOptError
+from edgeopt.report.printable import printable
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -34,9 +34,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
             code = _dispatch(given)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (`head`) has seen enough; the interpreter's own flush must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+        return _pipe_closed()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # as typer passes it on
+            return _pipe_closed()
+        raise
     except _ParseError as failure:
         return _complain(_usage(failure), 2, failure, traceback=traceback)
     except EdgeOptError as failure:
@@ -50,6 +52,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:  # typer turned the KeyboardInterrupt into an exit code
         _say("interrupted; nothing was written")
     return code
+
+
+def _pipe_closed() -> int:
+    """End well: the reader (`head`) has seen enough, and the final flush must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -89,7 +97,7 @@ def _complain(
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"edgeopt: {' '.join(clean(text).split())}", file=sys.stderr, flush=True)
+        print(f"edgeopt: {' '.join(printable(text).split())}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

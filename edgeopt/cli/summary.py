@@ -217,11 +217,11 @@ def show_doctor(result: DoctorResult) -> None:
     missing = tuple(
         (p.name, p.problem, p.without, p.install) for p in result.pieces if not p.available
     )
-    heads = ("piece", "found", "without it", "to install")
-    show_table(Table("Missing", heads, missing))
+    columns = ("piece", "found", "without it", "to install")
+    show_table(Table("Missing", columns, missing))
     devices = tuple((d.profile, d.target, d.runtime, d.here, d.reason) for d in result.measurable)
-    heads = ("profile", "target", "runtime", "latency here", "")
-    show_table(Table("What can be measured here", heads, devices))
+    where = ("profile", "target", "runtime", "latency here", "")
+    show_table(Table("What can be measured here", where, devices))
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -7,8 +7,10 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from edgeopt.report.printable import printable
 
 _REFRESH_SECONDS = 0.1
 
@@ -40,13 +42,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def clean(text: str) -> str:
-    """Replace control characters: names come from files of others and must not steer a terminal."""
-    return "".join(
-        c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-
-
 def is_terminal() -> bool:
     """Tell whether standard output is a terminal."""
     return sys.stdout.isatty()
@@ -58,9 +53,9 @@ def show_line(text: str = "", style: str = "") -> None:
         from rich.console import Console
         from rich.text import Text
 
-        Console().print(Text(clean(text), style=style))
+        Console().print(Text(printable(text), style=style))
         return
-    print(clean(text))
+    print(printable(text))
 
 
 def show_table(table: Table) -> None:
@@ -75,7 +70,7 @@ def show_table(table: Table) -> None:
 
 def show_warning(text: str) -> None:
     """Print a warning on standard error."""
-    print(f"warning: {clean(text)}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _show_rich(table: Table) -> None:
@@ -85,7 +80,7 @@ def _show_rich(table: Table) -> None:
     from rich.text import Text
 
     grid = RichTable(
-        title=clean(table.title) or None,
+        title=printable(table.title) or None,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -95,16 +90,16 @@ def _show_rich(table: Table) -> None:
         right = column.startswith(">")
         grid.add_column(column.removeprefix(">"), justify="right" if right else "left")
     for row in table.rows:
-        grid.add_row(*(Text(clean(cell), style=STYLES.get(cell, "")) for cell in row))
+        grid.add_row(*(Text(printable(cell), style=STYLES.get(cell, "")) for cell in row))
     Console().print(grid)
 
 
 def _show_plain(table: Table) -> None:
     heads = [column.removeprefix(">") for column in table.columns]
-    lines = [heads, *([clean(cell) for cell in row] for row in table.rows)]
+    lines = [heads, *([printable(cell) for cell in row] for row in table.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     if table.title:
-        print(clean(table.title))
+        print(printable(table.title))
     for line in lines:
         cells = [
             cell.rjust(width) if column.startswith(">") else cell.ljust(width)
@@ -173,7 +168,7 @@ def progress_line() -> Iterator[Callable[[str, int, int | None], None]]:
 
         def sink(what: str, done: int, total: int | None) -> None:
             nonlocal drawn
-            progress.update(task, description=clean(what), completed=done, total=total)
+            progress.update(task, description=printable(what), completed=done, total=total)
             if time.monotonic() - drawn > _REFRESH_SECONDS:
                 progress.refresh()
                 drawn = time.monotonic()

@@ -259,8 +259,11 @@ def to_tensor(value: Any, where: str) -> Tensor:
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where}: {type(value).__name__} of {array.dtype} holds no numbers")
+    # torch takes native byte order, forward strides and memory that may be written.
+    native = array.dtype.newbyteorder("=")
+    usable = np.require(array, dtype=native, requirements=("C_CONTIGUOUS", "WRITEABLE"))
     try:
-        return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+        return torch.from_numpy(usable.reshape(array.shape))
     except TypeError:
         raise DataError(f"{where}: numbers of type {array.dtype} are not supported") from None
 

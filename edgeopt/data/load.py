@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tomllib
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,7 +87,7 @@ def load_data(
     location, _, query = spec.partition("?")
     options = _options(query, spec)
     path = Path(location).expanduser()
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix.lower() == ".npz" and path.is_file():
         described, _ = _describe(None, path, options, preprocessing)
         keys = {key: options.get(key, "") for key in ("x", "y")}
         return from_named(
@@ -95,7 +95,7 @@ def load_data(
         )
     if path.is_dir():
         return _pictures(FolderStore(path), signature, options, preprocessing, labels)
-    if path.suffix == ".zip" and path.is_file():
+    if path.suffix.lower() == ".zip" and path.is_file():
         return _pictures(ZipStore(path), signature, options, preprocessing, labels)
     problem = f"not one of {FORMS}" if path.exists() else "no such file or folder"
     raise DataError(f"{location}: {problem}")
@@ -170,16 +170,16 @@ def _collect(
     total = 0
     for number, item in enumerate(items):
         where = f"{name}: batch {number}"
-        inputs, label = split_item(item, signature, where)
-        if len(inputs) != len(columns):
-            raise DataError(f"{where}: {len(inputs)} inputs, the model takes {len(columns)}")
-        single = inputs[0].ndim == len(signature.leaves[0].shape)
-        for column, value in zip(columns, inputs, strict=True):
+        values, label = split_item(item, signature, where)
+        if len(values) != len(columns):
+            raise DataError(f"{where}: {len(values)} inputs, the model takes {len(columns)}")
+        single = values[0].ndim == len(signature.leaves[0].shape)
+        for column, value in zip(columns, values, strict=True):
             column.append(value[None] if single else value)
             total += value.nbytes
         if label is not None:
-            labels = to_labels(label, where)
-            answers.append(labels[None] if single else labels)
+            answer = to_labels(label, where)
+            answers.append(answer[None] if single else answer)
         if total > MAX_ARRAY_BYTES:
             raise DataError(
                 f"{name}: more than {MAX_ARRAY_BYTES >> 30} GiB; return a data set with "
@@ -225,12 +225,16 @@ def _pictures(
     return Samples(store.path.name, source, range(len(names)), described, classes)
 
 
-_KEYS = {
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+_KEYS: Mapping[str, Callable[[str], Any]] = {
     "resize": int,
     "crop": int,
     "size": int,
-    "mean": lambda text: tuple(float(part) for part in text.split(",")),
-    "std": lambda text: tuple(float(part) for part in text.split(",")),
+    "mean": _numbers,
+    "std": _numbers,
     "channels": str,
     "layout": str,
     "labels": str,

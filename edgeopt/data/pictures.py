@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -148,7 +149,10 @@ class PictureSource:
         where = f"{self._store.path}: {name}"
         try:
             # Opening reads the header alone, so the size is known before memory is taken.
-            with Image.open(io.BytesIO(self._store.read(name)), formats=FORMATS) as picture:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                picture = Image.open(io.BytesIO(self._store.read(name)), formats=FORMATS)
+            with picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise DataError(f"{where}: {width} x {height} pixels; refused")

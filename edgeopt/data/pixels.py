@@ -48,13 +48,16 @@ def to_input(
         float32 `[C, H, W]`, or `[H, W, C]` for layout NHWC: `(pixel / 255 - mean) / std`.
 
     Raises:
-        DataError: If the picture is smaller than the crop.
+        DataError: If the picture is smaller than the crop, or has over 8 bits a channel.
     """
     from PIL import Image
 
     if isinstance(picture, np.ndarray):
         pixels = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
         picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if picture.mode.startswith(("I", "F")):
+        # Converting these to 8 bits clips instead of scaling.
+        raise DataError(f"{where}: more than 8 bits a channel; convert it to 8 bits")
     picture = picture.convert("L" if p.channels == "L" else "RGB")
     width, height = picture.size
     if p.resize and min(width, height) != p.resize:
@@ -73,5 +76,6 @@ def to_input(
     values = np.asarray(picture, dtype=np.float32).reshape(picture.height, picture.width, -1)
     if p.channels == "BGR":
         values = values[..., ::-1]
-    scaled = (values / np.float32(255) - np.float32(p.mean)) / np.float32(p.std)
+    mean, std = np.asarray(p.mean, np.float32), np.asarray(p.std, np.float32)
+    scaled = (values / np.float32(255) - mean) / std
     return np.ascontiguousarray(scaled if p.layout == "NHWC" else scaled.transpose(2, 0, 1))

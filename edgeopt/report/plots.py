@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.report.printable import printable
 from edgeopt.results import Comparison, DriftRow, LatencyResult
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _CSS = {
     _BAND: "var(--band)",
 }
 _WIDTH_INCHES = 9.6
-_BINS = 72
+_BINS = 180
+_MARKERS = {"p50": "o", "p90": "^", "p99": "D"}
 
 
 def latency_plot(
@@ -58,24 +60,23 @@ def latency_plot(
         beyond = sum(sample > edges[-1] for sample in result.samples_ms)
         if beyond:
             axes.text(
-                edges[-1], base + 0.5, f"{beyond} beyond →", ha="right", fontsize=8.5, color=_MUTED
+                edges[-1], base + 0.12, f"{beyond} beyond →", ha="right", fontsize=8.5, color=_MUTED
             )
     axes.set_ylim(-0.36, len(results) - 0.22)
     axes.set_yticks([len(results) - 1 - i + 0.18 for i in range(len(results))])
     axes.set_yticklabels([_short(r.artifact) for r in results])
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_xlabel("latency of one call, ms", color=_MUTED)
+    axes.set_xlabel(
+        "latency of one call in ms;  ● p50  ▲ p90  ◆ p99 with 95 % intervals", color=_MUTED
+    )
     return _svg(figure, name)
 
 
 def _percentiles(axes: Axes, result: LatencyResult, base: float, colour: str) -> None:
-    below = base - 0.12
+    below = base - 0.14
     for name, point in (("p50", result.p50), ("p90", result.p90), ("p99", result.p99)):
         axes.plot([point.low, point.high], [below, below], color=colour, linewidth=3.0, alpha=0.55)
-        axes.plot([point.value], [below], marker="o", markersize=4.5, color=colour)
-        axes.text(
-            point.value, below - 0.06, name, ha="center", va="top", fontsize=8.5, color=_MUTED
-        )
+        axes.plot([point.value], [below], marker=_MARKERS[name], markersize=5, color=colour)
     axes.plot([result.p50.value] * 2, [below, base + 0.66], color=colour, linewidth=1.2)
 
 
@@ -111,7 +112,7 @@ def ratio_plot(comparisons: Sequence[Comparison]) -> str:
 
 
 def drift_plot(rows: Sequence[DriftRow]) -> str:
-    """Draw the worst sites: the loss of the layer's output, and of the model's output."""
+    """Draw the worst sites: their output in the quantized program, and quantized alone."""
     figure, axes = _canvas(0.30 * len(rows) + 0.75)
     positions = [float(len(rows) - 1 - i) for i in range(len(rows))]
     both = any(r.own_snr_db is not None for r in rows)
@@ -126,15 +127,13 @@ def drift_plot(rows: Sequence[DriftRow]) -> str:
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_yticks(positions)
     axes.set_yticklabels([_short(r.site) for r in rows])
-    words = "SNR in dB, lower is worse;  ● the layer's own output"
-    axes.set_xlabel(
-        f"{words}   ◆ the model's output with only this layer quantized" if both else words,
-        color=_MUTED,
-    )
+    words = "SNR of the layer's output in dB, lower is worse;  ● in the quantized program"
+    axes.set_xlabel(f"{words}   ◆ only this layer quantized" if both else words, color=_MUTED)
     return _svg(figure, "drift")
 
 
 def _short(name: str, most: int = 46) -> str:
+    name = printable(name)
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
@@ -159,7 +158,7 @@ def _svg(figure: Figure, name: str) -> str:
     """Write a figure as an `<svg>` element that can stand in a page with others."""
     import matplotlib
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         "svg.fonttype": "none",  # text stays text, in the page's font
         "svg.hashsalt": name,  # the same figure gives the same bytes
         "text.parse_math": False,  # a `$` in a layer's name is a dollar sign

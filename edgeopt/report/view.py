@@ -42,6 +42,18 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """Operators of one kind that do not run in INT8, all for one reason."""
+
+    operator: str
+    precision: str
+    where: str
+    reason: str
+    macs: int
+    sites: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Placement:
     """Where one artifact's operators run."""
 
@@ -49,7 +61,8 @@ class Placement:
     by_macs: tuple[Segment, ...]
     by_count: tuple[Segment, ...]
     operators: int
-    elsewhere: tuple[OperatorRow, ...]
+    elsewhere: tuple[Elsewhere, ...]
+    elsewhere_count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +70,7 @@ class LayerSize:
     """One layer's bytes in two artifacts, as percent of the largest layer."""
 
     site: str
+    dtype: str
     bytes: int
     percent: float
     other_bytes: int | None
@@ -181,12 +195,23 @@ def placements(rows: Iterable[OperatorRow]) -> tuple[Placement, ...]:
             by_macs=_segments({p: sum(r.macs for r in of) for p, of in _split(found)}, "MACs"),
             by_count=_segments({p: len(of) for p, of in _split(found)}, "operators"),
             operators=len(found),
-            elsewhere=tuple(
-                sorted((r for r in found if r.precision != "int8"), key=lambda r: -r.macs)
-            ),
+            elsewhere=_elsewhere(found),
+            elsewhere_count=sum(row.precision != "int8" for row in found),
         )
         for artifact, found in grouped.items()
     )
+
+
+def _elsewhere(rows: Iterable[OperatorRow]) -> tuple[Elsewhere, ...]:
+    grouped: dict[tuple[str, str, str, str], list[OperatorRow]] = defaultdict(list)
+    for row in rows:
+        if row.precision != "int8":
+            grouped[row.operator, row.precision, row.where, row.reason].append(row)
+    found = [
+        Elsewhere(*key, macs=sum(r.macs for r in of), sites=tuple(r.site for r in of))
+        for key, of in grouped.items()
+    ]
+    return tuple(sorted(found, key=lambda e: (-e.macs, -len(e.sites), e.operator)))
 
 
 def _split(rows: Sequence[OperatorRow]) -> list[tuple[str, list[OperatorRow]]]:
@@ -199,8 +224,11 @@ def _split(rows: Sequence[OperatorRow]) -> list[tuple[str, list[OperatorRow]]]:
 def _segments(amounts: Mapping[str, int], unit: str) -> tuple[Segment, ...]:
     total = sum(amounts.values())
     return tuple(
-        Segment(name, 100 * amount / total, f"{name}: {100 * amount / total:.1f} % "
-                f"({quantity(amount)} {unit})")
+        Segment(
+            name,
+            100 * amount / total,
+            f"{name}: {100 * amount / total:.1f} % ({quantity(amount)} {unit})",
+        )
         for name, amount in amounts.items()
         if total and amount
     )
@@ -216,12 +244,14 @@ def sizes(report: BuildReport) -> SizeView | None:
     yardstick = _yardstick(kept) if kept else None
     other = yardstick.name if yardstick is not None else ""
     mine, theirs = _by_layer(report.sizes, main), _by_layer(report.sizes, other)
+    dtypes = _main_types(report.sizes, main)
     ranked = sorted(mine, key=lambda site: (-mine[site], site))
     shown = ranked[:MOST_LAYERS]
     largest = max([*mine.values(), *theirs.values(), 1])
     layers = tuple(
         LayerSize(
             site,
+            dtypes[site],
             mine[site],
             100 * mine[site] / largest,
             theirs.get(site),
@@ -234,22 +264,42 @@ def sizes(report: BuildReport) -> SizeView | None:
         if row.artifact == main:
             types[row.dtype] += row.bytes
     rest = sum(mine[site] for site in ranked[MOST_LAYERS:])
-    return SizeView(main, other, layers, rest, _segments(dict(sorted(types.items())), "bytes"))
+    return SizeView(
+        main,
+        other,
+        layers,
+        rest,
+        _segments(dict(sorted(types.items(), key=lambda item: -item[1])), "bytes"),
+    )
 
 
 def _by_layer(rows: Iterable[SizeRow], artifact: str) -> dict[str, int]:
     found: dict[str, int] = defaultdict(int)
     for row in rows:
         if row.artifact == artifact:
-            owner, dot, leaf = row.site.rpartition(".")
-            found[owner if dot and leaf in ("weight", "bias") else row.site] += row.bytes
+            found[_layer(row.site)] += row.bytes
     return dict(found)
 
 
-def keep_float_command(report: BuildReport) -> str:
-    """Return the command that leaves the worst layer in float, safe to paste into a shell."""
+def _main_types(rows: Iterable[SizeRow], artifact: str) -> dict[str, str]:
+    """Return the type of each layer's largest tensor."""
+    found: dict[str, tuple[int, str]] = {}
+    for row in rows:
+        if row.artifact == artifact:
+            layer = _layer(row.site)
+            found[layer] = max(found.get(layer, (-1, "")), (row.bytes, row.dtype))
+    return {layer: dtype for layer, (_, dtype) in found.items()}
+
+
+def _layer(site: str) -> str:
+    owner, dot, leaf = site.rpartition(".")
+    return owner if dot and leaf in ("weight", "bias") else site
+
+
+def keep_float_command(report: BuildReport, site: str) -> str:
+    """Return the command that leaves one layer in float, safe to paste into a shell."""
     words = ["edgeopt", "build", report.model, "--profile", report.profile]
-    words += ["--recipe", report.recipe, "--keep-float", report.drift[0].site]
+    words += ["--recipe", report.recipe, "--keep-float", site]
     return " ".join(shlex.quote(word) for word in words)
 
 
@@ -262,7 +312,7 @@ def branches(rows: Iterable[PassRow]) -> tuple[tuple[str, tuple[PassRow, ...]], 
 
 
 def histogram(counts: Mapping[str, int]) -> tuple[tuple[str, int, float], ...]:
-    """Return (difference in codes, count, percent of the largest), in order of the difference."""
+    """Return (difference in codes, count, percent of the largest), in order, without 0."""
 
     def place(key: str) -> tuple[float, str]:
         try:
@@ -270,8 +320,11 @@ def histogram(counts: Mapping[str, int]) -> tuple[tuple[str, int, float], ...]:
         except ValueError:
             return float("inf"), key
 
-    most = max([*counts.values(), 1])
-    return tuple((key, counts[key], 100 * counts[key] / most) for key in sorted(counts, key=place))
+    different = {key: count for key, count in counts.items() if place(key)[0] != 0}
+    most = max([*different.values(), 1])
+    return tuple(
+        (key, different[key], 100 * different[key] / most) for key in sorted(different, key=place)
+    )
 
 
 def quantity(value: float) -> str:

@@ -1,0 +1,276 @@
+"""From a loaded model to exported files: one trunk, a branch for each target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from edgeopt import program
+from edgeopt.artifact import Artifact
+from edgeopt.data import Samples
+from edgeopt.errors import ConfigError, ExportError, PipelineError, nearest
+from edgeopt.exporters.base import Exporter, ExportRequest
+from edgeopt.models import LoadedModel
+from edgeopt.passes import by_name
+from edgeopt.pipeline import Pass, Pipeline
+from edgeopt.recipe import Recipe
+from edgeopt.reference import FloatReference
+from edgeopt.results import PassRow
+from edgeopt.state import ModelState, PassContext, PassRecord, Phase, Stage
+from edgeopt.target import DeviceProfile, Target, load_rules
+
+CALIBRATION_BATCH = 16
+TRUNK = "trunk"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that a compile needs, resolved.
+
+    Attributes:
+        loaded: The model.
+        profile: The device.
+        recipe: The recipe.
+        passes: The recipe's passes with their options.
+        calibration: Calibration samples, or None.
+        reference: The float reference.
+        keep_float: Address globs that stay float.
+        batch: Batch size of the files.
+        dynamic: Names of the dimensions that stay dynamic.
+        seed: The seed.
+        verify: The verifier's level.
+        progress: Called with (what, done, total).
+    """
+
+    loaded: LoadedModel
+    profile: DeviceProfile
+    recipe: Recipe
+    passes: tuple[Pass[Any], ...]
+    calibration: Samples | None
+    reference: FloatReference
+    keep_float: tuple[str, ...]
+    batch: int
+    dynamic: tuple[str, ...]
+    seed: int
+    verify: str
+    progress: Callable[[str, int, int | None], None]
+
+    def context(self, target: Target) -> PassContext:
+        """Return what passes may read, for one target."""
+        return PassContext(
+            profile=self.profile,
+            target=target,
+            example_args=self.loaded.example_args,
+            example_kwargs=self.loaded.example_kwargs,
+            dynamic_shapes=self.loaded.dynamic_shapes,
+            input_names=self.loaded.input_names,
+            output_names=self.loaded.output_names,
+            calibration=(
+                self.calibration.as_batches(CALIBRATION_BATCH) if self.calibration else None
+            ),
+            reference=self.reference,
+            seed=self.seed,
+            keep_float=self.keep_float,
+            progress=self.progress,
+        )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the recipe quantizes at all."""
+        return any(p.name == "quantize" for p in self.passes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One target's program.
+
+    Attributes:
+        target: The target.
+        state: The state after its last legalization, at the captured shapes.
+        before: The float state that the branch started from.
+    """
+
+    target: Target
+    state: ModelState
+    before: ModelState
+
+
+def split_passes(
+    passes: Sequence[Pass[Any]], recipe: Recipe
+) -> tuple[tuple[Pass[Any], ...], tuple[Pass[Any], ...]]:
+    """Return the trunk's passes (up to capture) and the branches'.
+
+    Raises:
+        PipelineError: If the recipe does not capture.
+    """
+    names = [p.name for p in passes]
+    if "capture" not in names:
+        raise PipelineError(f"recipe {recipe.name}: has no capture, so nothing can be exported")
+    cut = names.index("capture") + 1
+    return tuple(passes[:cut]), tuple(passes[cut:])
+
+
+def run_trunk(job: Job) -> ModelState:
+    """Run the module passes and the capture, once for all targets."""
+    trunk, rest = split_passes(job.passes, job.recipe)
+    # A wrong order in the branch must fail before the model is touched.
+    Pipeline(
+        rest, start=Stage.GRAPH, start_phase=Phase.FLOAT, already=tuple(p.name for p in trunk)
+    )
+    context = job.context(job.profile.targets[0])
+    return Pipeline(trunk).run(ModelState(module=job.loaded.module), context, verify=job.verify)
+
+
+def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
+    """Plan, calibrate, quantize and legalize for one target."""
+    front, rest = split_passes(job.passes, job.recipe)
+    legalize = (
+        tuple(by_name(name)() for name in load_rules(target.rules).legalize)
+        if job.quantizes
+        else ()
+    )
+    pipeline = Pipeline(
+        (*rest, *legalize),
+        start=Stage.GRAPH,
+        start_phase=Phase.FLOAT,
+        already=tuple(p.name for p in front),
+    )
+    state = pipeline.run(trunk, job.context(target), verify=job.verify)
+    return Branch(target, state, trunk)
+
+
+def pass_rows(trunk: ModelState, branches: Sequence[Branch]) -> tuple[PassRow, ...]:
+    """Return the history as rows: the trunk's once, then each branch's own."""
+    rows = [_row(record, TRUNK) for record in trunk.history]
+    for branch in branches:
+        own = branch.state.history[len(trunk.history) :]
+        rows += [_row(record, branch.target.name) for record in own]
+    return tuple(rows)
+
+
+def _row(record: PassRecord, branch: str) -> PassRow:
+    return PassRow(
+        name=record.name,
+        branch=branch,
+        config=record.config,
+        changes=record.changes,
+        skipped=record.skipped,
+        drift_db=record.drift_db,
+        seconds=record.seconds,
+        notes=record.notes,
+    )
+
+
+def exporter_for(format_: str) -> Exporter:
+    """Return the exporter of a format.
+
+    Raises:
+        ConfigError: If there is none; the nearest is suggested.
+    """
+    from edgeopt.exporters.onnx import OnnxExporter
+    from edgeopt.exporters.tensorrt import TensorRTExporter
+
+    known: dict[str, type[Exporter]] = {
+        e.format: e for e in (OnnxExporter, TensorRTExporter)
+    }
+    if format_ not in known:
+        raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
+    return known[format_]()
+
+
+def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
+    """Return the program at the batch that the files are to have.
+
+    With dynamic dimensions it stays as captured; otherwise it is captured again, all sizes fixed.
+
+    Raises:
+        ConfigError: If the model cannot take the batch, or has no such dynamic dimension.
+    """
+    free = _free_symbols(exported)
+    if job.dynamic:
+        unknown = [name for name in job.dynamic if name != "batch"]
+        if unknown:
+            raise ConfigError(
+                f"--dynamic {unknown[0]}: no such dimension{nearest(unknown[0], ['batch'])}"
+            )
+        if not free:
+            raise ConfigError("--dynamic batch: the model fixes its batch")
+        return exported
+    if not free:
+        fixed = _leading(job.loaded.example_args, job.loaded.example_kwargs)
+        if fixed != job.batch and fixed is not None:
+            raise ConfigError(f"--batch {job.batch}: the model fixes its batch at {fixed}")
+        return exported
+    args, kwargs = resized(job.loaded.example_args, job.loaded.example_kwargs, job.batch)
+    return program.retrace(exported, args, kwargs)
+
+
+def _free_symbols(exported: ExportedProgram) -> bool:
+    names = set(program.user_input_names(exported))
+    return any(
+        not isinstance(size, int)
+        for node in exported.graph.nodes
+        if node.op == "placeholder" and node.name in names
+        and isinstance(node.meta.get("val"), Tensor)
+        for size in node.meta["val"].shape
+    )
+
+
+def _leading(args: Any, kwargs: Any) -> int | None:
+    leaves = [x for x in pytree.tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
+    return leaves[0].shape[0] if leaves and leaves[0].dim() else None
+
+
+def resized(args: Any, kwargs: Mapping[str, Any], batch: int) -> tuple[Any, dict[str, Any]]:
+    """Return the example inputs with the first dimension set to `batch`, by repetition."""
+    size = _leading(args, kwargs)
+
+    def leaf(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != size:
+            return x
+        return x[torch.arange(batch) % x.shape[0]]
+
+    return pytree.tree_map(leaf, args), pytree.tree_map(leaf, dict(kwargs))
+
+
+def export(
+    job: Job,
+    state: ModelState,
+    target: Target,
+    folder: Path,
+    *,
+    name: str,
+    precision: str,
+    build_key: str,
+) -> Artifact:
+    """Write one file of a state for a target.
+
+    Raises:
+        ExportError: If the exporter cannot take the program.
+    """
+    exporter = exporter_for(target.format)
+    programs = {m: at_shapes(job, p) for m, p in state.carrier_programs.items()}
+    request = ExportRequest(
+        name=name,
+        programs=programs,
+        target=target,
+        precision=precision,
+        plan=state.plan.rules if state.plan is not None and precision == "int8" else "",
+        input_names=job.loaded.input_names,
+        output_names=job.loaded.output_names,
+        input_roles=job.loaded.input_roles,
+        build_key=build_key,
+        dynamic=job.dynamic,
+    )
+    problems = exporter.unsupported(request)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ExportError(f"{target.format}: {name}: {problems[0]}{more}")
+    return exporter.export(request, folder)

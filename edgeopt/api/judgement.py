@@ -1,0 +1,287 @@
+"""Collect everything that a build is judged by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from edgeopt import bundle as bundles
+from edgeopt.api import measure
+from edgeopt.api.compile import Branch, Job
+from edgeopt.api.limits import DEVICE_ONLY, Found
+from edgeopt.artifact import Artifact
+from edgeopt.data import Samples
+from edgeopt.errors import CheckFailed
+from edgeopt.results import (
+    AccuracyResult,
+    ArtifactRow,
+    Comparison,
+    ContractResult,
+    DriftRow,
+    LatencyResult,
+    MemoryResult,
+    OperatorRow,
+    ProofResult,
+    SizeRow,
+)
+from edgeopt.target import Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """One written file and where it comes from.
+
+    Attributes:
+        artifact: The artifact.
+        branch: The branch that it belongs to.
+        own: Its target is one of the profile's own, not a stand-in.
+    """
+
+    artifact: Artifact
+    branch: Branch
+    own: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What is to be measured.
+
+    Attributes:
+        evaluation: Evaluation samples, or None.
+        metric: How answers are judged, or None: drift only.
+        latency: Measure latency and memory.
+        samples: Latency samples, or None: the protocol's.
+        drift: Rank layers.
+        seed: Of bootstraps and orders.
+    """
+
+    evaluation: Samples | None
+    metric: Any
+    latency: bool
+    samples: int | None
+    drift: bool
+    seed: int
+
+
+Stage = Callable[[str], AbstractContextManager[None]]
+
+
+class Judgement:
+    """Run the written files and keep what they show, for the report and for the limits."""
+
+    def __init__(
+        self, job: Job, wishes: Wishes, folder: Path, written: Sequence[Written], stage: Stage
+    ) -> None:
+        self._job = job
+        self._wishes = wishes
+        self._folder = folder
+        self._written = list(written)
+        self._stage = stage
+        self._structure: dict[str, measure.Structure] = {}
+        self.rows: dict[str, ArtifactRow] = {}
+        self.operators: list[OperatorRow] = []
+        self.sizes: list[SizeRow] = []
+        self.contracts: list[ContractResult] = []
+        self.compile: dict[str, Mapping[str, Any]] = {}
+        self.accuracy: list[AccuracyResult] = []
+        self.latency: list[LatencyResult] = []
+        self.comparisons: list[Comparison] = []
+        self.memory: list[MemoryResult] = []
+        self.drift: tuple[DriftRow, ...] = ()
+        self.proof: list[ProofResult] = []
+        self.warnings: list[str] = []
+
+    def collect(self) -> None:
+        """Do everything that this machine can do.
+
+        Raises:
+            CheckFailed: If a contract does not hold in a written file.
+        """
+        with self._stage("inspect files"):
+            self._inspect()
+        if not self._runtime_is_here():
+            return
+        self._golden()
+        with self._stage("accuracy"):
+            self._measure_accuracy()
+        with self._stage("integer proof"):
+            self._prove()
+        if self._wishes.drift and self._job.quantizes and self._samples() is not None:
+            with self._stage("drift ranking"):
+                self._rank()
+        if self._wishes.latency:
+            with self._stage("latency"):
+                self._measure_latency()
+            with self._stage("memory"):
+                self._measure_memory()
+
+    def found_for_verdict(self) -> Found:
+        """Return what the first target's own file showed."""
+        main = self._written[0]
+        name = main.artifact.name
+        here = self._job.profile.runs_here == "any-cpu"
+        missing = {}
+        if not here:
+            reason = (
+                f"needs the device ({self._job.profile.title}); run build_engine.py there and "
+                "attach what it writes"
+            )
+            missing = {limit: reason for limit in DEVICE_ONLY}
+        elif not self._wishes.latency:
+            missing = {limit: "latency was switched off" for limit in DEVICE_ONLY}
+        accuracy = next((a for a in self.accuracy if a.artifact == name), None)
+        if accuracy is None:
+            for limit in ("drop", "agreement", "snr_db"):
+                missing[limit] = "there are no evaluation data, or no runtime here"
+        return Found(
+            artifact=self.rows[name],
+            float_gemms=self._structure[name].float_gemms,
+            accuracy=accuracy,
+            latency=next((x for x in self.latency if x.artifact == name and here), None),
+            comparison=next((c for c in self.comparisons if c.candidate == name and here), None),
+            memory=next((m for m in self.memory if m.artifact == name and here), None),
+            missing=missing,
+        )
+
+    def _samples(self) -> Samples | None:
+        return self._wishes.evaluation or self._job.calibration
+
+    def _runtime_is_here(self) -> bool:
+        from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
+
+        reason = OnnxRuntimeRunner().unavailable()
+        if reason is not None:
+            self.warnings.append(f"nothing was run: {reason}")
+        return reason is None
+
+    def _inspect(self) -> None:
+        broken = []
+        for written in self._written:
+            artifact = written.artifact
+            # The yardstick is compiled only where it is run: its types are its file's.
+            yardstick = artifact.precision != "int8"
+            wanted = "" if yardstick else str(written.branch.target.options.get("compile_for", ""))
+            found = measure.structure(self._folder, artifact, compile_for=wanted)
+            self._structure[artifact.name] = found
+            self.rows[artifact.name] = measure.artifact_row(artifact, found)
+            self.operators += found.operators
+            self.warnings += found.warnings
+            if found.compile:
+                self.compile[artifact.name] = found.compile
+            self.sizes += measure.weight_sizes(self._folder, artifact)
+            checked = measure.check_contracts(
+                self._folder, artifact, written.branch.state.contracts
+            )
+            self.contracts += checked
+            broken += [c for c in checked if not c.holds]
+        if broken:
+            first = broken[0]
+            raise CheckFailed(
+                f"{first.artifact}: contract {first.kind} of {first.site} does not hold in the "
+                f"file: {first.message}" + (f" (and {len(broken) - 1} more)" * (len(broken) > 1))
+            )
+
+    def _golden(self) -> None:
+        samples = self._samples()
+        if samples is None:
+            return
+        for written in self._written:
+            inputs, outputs = measure.golden(
+                self._folder, written.artifact, samples, optimize=_is_onnxruntime(written)
+            )
+            bundles.write_golden(self._folder, written.artifact.name, inputs, outputs)
+
+    def _measure_accuracy(self) -> None:
+        evaluation = self._wishes.evaluation
+        if evaluation is None:
+            return
+        from edgeopt.runtime_tests.accuracy import ReferenceOutputs, overlap_warning
+
+        warning = overlap_warning(
+            self._job.calibration if self._job.quantizes else None, evaluation
+        )
+        if warning:
+            self.warnings.append(warning)
+        reference = ReferenceOutputs(self._job.reference, evaluation)
+        for written in self._written:
+            if written.artifact.precision != "int8" and self._job.quantizes:
+                continue  # the yardstick's answers are the float model's
+            self.accuracy.append(
+                measure.accuracy(
+                    self._folder,
+                    written.artifact,
+                    reference,
+                    self._wishes.metric,
+                    warning=warning,
+                    stand_in=not _is_onnxruntime(written),
+                    seed=self._wishes.seed,
+                )
+            )
+
+    def _prove(self) -> None:
+        samples = self._samples()
+        for written in self._written:
+            if samples is None or not _is_onnxruntime(written):
+                continue
+            if written.artifact.precision == "int8":
+                self.proof.append(measure.proof(self._folder, written.artifact, samples))
+
+    def _rank(self) -> None:
+        samples = self._samples()
+        assert samples is not None
+        self.drift = measure.drift_ranking(self._written[0].branch, samples)
+
+    def _measure_latency(self) -> None:
+        from edgeopt.api.timing import time_pair
+
+        for int8, plain in self._pairs():
+            results, comparison = time_pair(
+                self._folder,
+                int8.artifact,
+                plain.artifact,
+                self._protocol(int8),
+                samples=self._samples(),
+                stand_in=self._job.profile.runs_here != "any-cpu",
+                seed=self._wishes.seed,
+                progress=self._job.progress,
+            )
+            self.latency += results
+            self.comparisons.append(comparison)
+
+    def _pairs(self) -> list[tuple[Written, Written]]:
+        """Return the INT8 files that run here, each with its float yardstick."""
+        found = []
+        for written in self._written:
+            if written.artifact.precision != "int8" or not _is_onnxruntime(written):
+                continue
+            for other in self._written:
+                same = other.branch is written.branch and other.artifact.format == "onnx"
+                if same and other.artifact.precision == written.branch.target.float_type:
+                    found.append((written, other))
+                    break
+        return found
+
+    def _protocol(self, written: Written) -> Protocol:
+        protocol = written.branch.target.protocol
+        if self._wishes.samples is None:
+            return protocol
+        return dataclasses.replace(
+            protocol,
+            samples=self._wishes.samples,
+            block=min(protocol.block, self._wishes.samples),
+        )
+
+    def _measure_memory(self) -> None:
+        from edgeopt.runtime_tests.memory import peak_memory
+
+        for written in self._written:
+            if _is_onnxruntime(written):
+                path = self._folder / written.artifact.model_file.path
+                self.memory.append(peak_memory(written.artifact.name, path))
+
+
+def _is_onnxruntime(written: Written) -> bool:
+    return written.artifact.format == "onnx"

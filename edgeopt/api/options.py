@@ -1,0 +1,59 @@
+"""What `edgeopt build` is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeopt.models import LoadedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """The options of a build.
+
+    Attributes:
+        model: A model as named on the command line, or one that is loaded already.
+        profile: A profile's name or TOML file.
+        recipe: A recipe's name or TOML file, or None: the profile's own.
+        calib: Calibration data, or None: the model's own.
+        eval: Evaluation data, or None: the model's own.
+        metric: How answers are judged, or None: the model's own.
+        formats: Only targets of these formats; `onnx:float16` adds a float16 file.
+        settings: `pass.option=value`.
+        keep_float: Address globs that stay float.
+        batch: Batch size of the files, or None: the protocol's.
+        dynamic: Names of dimensions that stay dynamic (`batch`).
+        out: The bundle's folder, or None: `dist/MODEL-PROFILE`.
+        limits: `NAME<=NUMBER` or `NAME>=NUMBER`; replace the profile's of that name.
+        seed: Seed of every draw.
+        calib_samples: Samples drawn from the calibration data.
+        eval_samples: Samples drawn from the evaluation data, or None: all.
+        samples: Latency samples of each file, or None: the protocol's.
+        latency: Measure latency.
+        drift: Rank layers by drift.
+        verify: `full`, `edited` or `off`.
+    """
+
+    model: str | LoadedModel = "zoo:vit"
+    profile: str = "orin"
+    recipe: str | None = None
+    calib: Any = None
+    eval: Any = None
+    metric: Any = None
+    formats: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = ()
+    batch: int | None = None
+    dynamic: tuple[str, ...] = ()
+    out: Path | None = None
+    limits: tuple[str, ...] = ()
+    seed: int = 0
+    calib_samples: int = 64
+    eval_samples: int | None = None
+    samples: int | None = None
+    latency: bool = True
+    drift: bool = True
+    verify: str = "full"

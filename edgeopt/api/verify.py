@@ -1,0 +1,127 @@
+"""Check a bundle from its files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeopt.api import measure
+from edgeopt.artifact import Artifact
+from edgeopt.bundle import Bundle, read_contracts, read_golden
+from edgeopt.errors import BundleError, EdgeOptError, RuntimeUnavailable
+from edgeopt.results import Check, ContractResult, ProofResult, Verdict, VerifyResult, combine
+from edgeopt.state import no_progress
+
+GOLDEN_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
+"""Largest error as a share of the largest golden output. Another CPU takes other float kernels
+and may move a code at a rounding border; the same machine gives the same bits."""
+
+
+def run_verify(
+    path: Path | str, *, progress: Callable[[str, int, int | None], None] = no_progress
+) -> VerifyResult:
+    """Check checksums, contracts in the files, the integer proof and golden vectors.
+
+    Raises:
+        BundleError: If the folder is no bundle, or its manifest is damaged.
+    """
+    bundle = Bundle.open(Path(path))
+    progress("checksums", 0, None)
+    checks = bundle.checksums()
+    damaged = {c.name.removeprefix("file ") for c in checks if not c.holds}
+    contracts: list[ContractResult] = []
+    proof: list[ProofResult] = []
+    unavailable = False
+    for artifact in bundle.manifest.artifacts:
+        if artifact.model_file.path in damaged:
+            continue  # told already; a damaged file may do anything to its reader
+        progress(f"check {artifact.name}", 0, None)
+        found, problem = _contracts(bundle, artifact)
+        contracts += found
+        checks += problem
+        try:
+            checks += _golden(bundle, artifact)
+            proof += _proof(bundle, artifact)
+        except RuntimeUnavailable as failure:
+            unavailable = True
+            checks.append(Check(f"run {artifact.name}", False, str(failure)))
+        except EdgeOptError as failure:
+            checks.append(Check(f"run {artifact.name}", False, str(failure)))
+    verdict = _verdict(checks, contracts, proof, unavailable=unavailable)
+    return VerifyResult(str(bundle.path), verdict, tuple(checks), tuple(proof), tuple(contracts))
+
+
+def _verdict(
+    checks: list[Check],
+    contracts: list[ContractResult],
+    proof: list[ProofResult],
+    *,
+    unavailable: bool,
+) -> Verdict:
+    failed = any(not c.holds for c in checks if not c.name.startswith("run ")) or any(
+        not c.holds for c in contracts
+    )
+    ran = [c for c in checks if c.name.startswith("run ") and not c.holds]
+    if failed or (ran and not unavailable):
+        return Verdict.FAIL
+    return combine([Verdict.NOT_MEASURED if unavailable else Verdict.PASS])
+
+
+def _plan_folder(artifact: Artifact) -> str:
+    return artifact.target
+
+
+def _contracts(
+    bundle: Bundle, artifact: Artifact
+) -> tuple[tuple[ContractResult, ...], list[Check]]:
+    if not (bundle.path / "state").is_dir():
+        return (), []  # stripped for shipping
+    try:
+        contracts = read_contracts(bundle, _plan_folder(artifact))
+    except BundleError as failure:
+        return (), [Check(f"contracts {artifact.name}", False, str(failure))]
+    return measure.check_contracts(bundle.path, artifact, contracts), []
+
+
+def _golden(bundle: Bundle, artifact: Artifact) -> list[Check]:
+    name = bundle.manifest.golden.get(artifact.name)
+    if name is None:
+        return []
+    inputs, wanted = read_golden(bundle.file(name))
+    session = measure.onnxruntime_session(
+        bundle.path, artifact, optimize=artifact.format == "onnx"
+    )
+    try:
+        got = session.run(artifact.methods[0].name, inputs)
+    finally:
+        session.close()
+    error = max(_error(wanted[key], got.get(key)) for key in wanted)
+    allowed = GOLDEN_TOLERANCE[artifact.precision]
+    return [
+        Check(
+            f"golden {artifact.name}",
+            error <= allowed,
+            f"largest error {error:.3g} of the largest output, {allowed:g} is allowed",
+        )
+    ]
+
+
+def _error(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any] | None) -> float:
+    if got is None or got.shape != wanted.shape:
+        return float("inf")
+    reach = float(np.abs(wanted).max()) or 1.0
+    return float(np.abs(wanted.astype(np.float64) - got.astype(np.float64)).max()) / reach
+
+
+def _proof(bundle: Bundle, artifact: Artifact) -> list[ProofResult]:
+    """Prove an ONNX Runtime artifact on its golden inputs."""
+    name = bundle.manifest.golden.get(artifact.name)
+    if name is None or artifact.format != "onnx" or artifact.precision != "int8":
+        return []
+    from edgeopt.runtime_tests.proof import prove
+
+    inputs, _ = read_golden(bundle.file(name))
+    return [prove(artifact.name, bundle.path / artifact.model_file.path, inputs)]

@@ -1,0 +1,348 @@
+"""ONNX with explicit quantize and dequantize nodes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch.export import ExportedProgram
+
+import edgeopt
+from edgeopt import edges, program
+from edgeopt.artifact import Artifact, FileEntry, IOSpec, Method, TensorEntry
+from edgeopt.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.errors import BundleError, ExportError
+from edgeopt.exporters.base import Exporter, ExportRequest
+from edgeopt.files import sha256
+from edgeopt.quant.reading import edge_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSETS = range(18, 26)
+"""torch 2.13 writes invalid models in silence above opset 25."""
+
+SITE_KEY = "edgeopt.site"
+"""Node metadata: the address of the site that a node came from."""
+
+
+class OnnxExporter(Exporter):
+    """Write one method as an ONNX file.
+
+    Weights keep their FQN as initializer name, nodes are named by their site's address, and the
+    codes of a quantized edge by the edge's address. Source paths and stack traces are stripped,
+    so the same program gives the same bytes.
+    """
+
+    format: ClassVar[str] = "onnx"
+    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
+
+    def unsupported(self, request: ExportRequest) -> Sequence[str]:
+        found = []
+        opset = int(request.target.options.get("opset", 20))
+        if opset not in OPSETS:
+            found.append(
+                f"opset {opset}: torch writes valid models from {OPSETS.start} "
+                f"to {OPSETS.stop - 1}"
+            )
+        if len(request.programs) != 1:
+            found.append(f"{len(request.programs)} methods: an ONNX file holds one")
+        for exported in request.programs.values():
+            for node in exported.graph.nodes:
+                if node.target in (QUANTIZE, DEQUANTIZE) and node.args[4] is not None:
+                    found.append(f"{edges.require_site(node).address}: blocks of scales")
+        return found
+
+    def export(self, request: ExportRequest, folder: Path) -> Artifact:
+        problems = self.unsupported(request)
+        if problems:
+            raise ExportError(f"onnx: {request.name}: {problems[0]}")
+        (method,) = request.programs
+        exported = request.programs[method]
+        model = _to_onnx(exported, int(request.target.options.get("opset", 20)))
+        sites = _site_of_nodes(model, exported)
+        _name_nodes(model, sites)
+        transforms = _rewrite(model)
+        if request.precision == "float16":
+            from edgeopt.exporters.onnx_rewrites.to_float16 import to_float16
+
+            notes = tuple(to_float16(model).notes)
+        else:
+            notes = ()
+        _name_interface(model, request)
+        edge_map = _name_codes(model, exported)
+        _strip(model, request)
+        path = folder / f"{request.name}.onnx"
+        _save(model, path)
+        tensor_map = _tensor_map(model, exported, transforms)
+        artifact = Artifact(
+            name=request.name,
+            target=request.target.name,
+            format=self.format,
+            precision=request.precision,
+            plan=request.plan,
+            files=(FileEntry(path.name, sha256(path), path.stat().st_size),),
+            methods=(_method(method, model, request),),
+            tensor_map=tensor_map,
+            edge_map=edge_map,
+            tools=tool_versions(),
+            options={"opset": int(request.target.options.get("opset", 20))},
+            notes=notes,
+        )
+        check_file(path, artifact, exported)
+        return artifact
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what writes ONNX files."""
+    import importlib.metadata as metadata
+
+    names = ("torch", "onnx", "onnxscript", "onnx-ir")
+    return {"edgeopt": edgeopt.__version__} | {name: metadata.version(name) for name in names}
+
+
+def _to_onnx(exported: ExportedProgram, opset: int) -> ir.Model:
+    import onnxscript
+
+    # The functions below are traced by onnxscript, which wants the opset as a plain name.
+    op = getattr(onnxscript, f"opset{opset}")
+
+    def quantize(
+        x: Any,
+        scale: Any,
+        zero_point: Any,
+        axis: int | None = None,
+        block_shape: Any = None,
+        codes_dtype: str = "int8",
+        qmin: int = 0,
+        qmax: int = 0,
+    ) -> Any:
+        if axis is None:
+            return op.QuantizeLinear(x, scale, zero_point)
+        return op.QuantizeLinear(x, scale, zero_point, axis=axis)
+
+    def dequantize(
+        codes: Any,
+        scale: Any,
+        zero_point: Any,
+        axis: int | None = None,
+        block_shape: Any = None,
+        codes_dtype: str = "int8",
+        out_dtype: int = 1,
+    ) -> Any:
+        if axis is None:
+            return op.DequantizeLinear(codes, scale, zero_point)
+        return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
+
+    chatter = logging.getLogger("torch.onnx")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad():
+            result = torch.onnx.export(
+                exported,
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                custom_translation_table={QUANTIZE: quantize, DEQUANTIZE: dequantize},
+            )
+    except Exception as failure:  # torch.onnx raises many unrelated types
+        lines = [line for line in str(failure).strip().splitlines() if line.strip()]
+        raise ExportError(
+            f"onnx: torch.onnx cannot write the program: {lines[0] if lines else 'no message'}"
+        ) from failure
+    finally:
+        chatter.setLevel(level)
+    assert result is not None
+    return result.model
+
+
+def _site_of_nodes(model: ir.Model, exported: ExportedProgram) -> dict[ir.Node, str]:
+    """Map ONNX nodes to the addresses of the operators that they came from.
+
+    torch.onnx records the graph node's text; the name counts only if the operator is the same.
+    """
+    known = {node.name: node for node in exported.graph.nodes if node.op == "call_function"}
+    found: dict[ir.Node, str] = {}
+    for node in model.graph:
+        text = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
+        match = re.match(r"%(\w+) .*?target=([\w.]+)", text)
+        source = known.get(match.group(1)) if match else None
+        if match is None or source is None or str(source.target) not in (
+            match.group(2),
+            match.group(2).removeprefix("torch.ops."),
+        ):
+            continue
+        site = edges.site_of(source)
+        if site is not None:
+            found[node] = site.address
+    return found
+
+
+def _name_nodes(model: ir.Model, sites: dict[ir.Node, str]) -> None:
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        site = sites.get(node)
+        base = f"{site}/{node.op_type}" if site else f"{node.op_type}"
+        node.name = base if not seen[base] else f"{base}_{seen[base]}"
+        seen[base] += 1
+        node.metadata_props.clear()
+        if site:
+            node.metadata_props[SITE_KEY] = site
+
+
+def _rewrite(model: ir.Model) -> dict[str, str]:
+    """Run the rewrites that every runtime wants; return initializer -> transform."""
+    from edgeopt.exporters.onnx_rewrites.fold_pad import fold_pad
+    from edgeopt.exporters.onnx_rewrites.fold_weight_transpose import fold_weight_transpose
+    from edgeopt.exporters.onnx_rewrites.global_average_pool import global_average_pool
+
+    transforms = fold_weight_transpose(model)
+    fold_pad(model)
+    global_average_pool(model)
+    return transforms
+
+
+def _name_interface(model: ir.Model, request: ExportRequest) -> None:
+    for value, name in zip(model.graph.inputs, request.input_names, strict=False):
+        value.name = name
+    for value, name in zip(model.graph.outputs, request.output_names, strict=False):
+        value.name = name
+
+
+def _name_codes(model: ir.Model, exported: ExportedProgram) -> dict[str, str]:
+    """Name the codes of each quantized edge by its address; return edge id -> name."""
+    edge_at: dict[str, tuple[str, str]] = {}
+    for node, site in edges.sites(exported.graph):
+        edge = edge_of(node) if node.target is QUANTIZE else None
+        if edge is not None:
+            operator = site.op.partition("/")[0]
+            name = f"{site.fqn}:{operator}#{site.index}.{edge.port}"
+            edge_at[site.address] = (str(edge), name)
+    found: dict[str, str] = {}
+    for node in model.graph:
+        at = edge_at.get(node.metadata_props.get(SITE_KEY, ""))
+        if node.op_type == "QuantizeLinear" and at is not None:
+            edge, name = at
+            node.outputs[0].name = name
+            found[edge] = name
+    return found
+
+
+def _strip(model: ir.Model, request: ExportRequest) -> None:
+    """Drop what differs between machines, and write the build key."""
+    model.doc_string = None
+    model.graph.doc_string = None
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    for node in model.graph:
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    model.producer_name = "edgeopt"
+    model.producer_version = edgeopt.__version__
+    model.graph.name = request.name
+    model.metadata_props["edgeopt.build_key"] = request.build_key
+    model.metadata_props["edgeopt.precision"] = request.precision
+    model.metadata_props["edgeopt.plan"] = request.plan
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    common.RemoveUnusedNodesPass()(model)
+    try:
+        ir.save(model, path)
+    except OSError as failure:
+        raise BundleError(f"{path}: cannot be written: {failure.strerror or failure}") from None
+
+
+def _tensor_map(
+    model: ir.Model, exported: ExportedProgram, transforms: dict[str, str]
+) -> dict[str, TensorEntry]:
+    import numpy as np
+
+    initializers = model.graph.initializers
+    found: dict[str, TensorEntry] = {}
+    for fqn, value in program.tensors(exported).items():
+        if fqn in initializers:
+            found[fqn] = TensorEntry(fqn, transforms.get(fqn, "identity"))
+            continue
+        # torch.onnx merges equal initializers, and stores a float linear's weight transposed.
+        wanted = value.detach().cpu().numpy()
+        for name, other in initializers.items():
+            if other.const_value is None or other.const_value.size != wanted.size:
+                continue
+            data = other.const_value.numpy()
+            if data.shape == wanted.shape and np.array_equal(data, wanted):
+                found[fqn] = TensorEntry(name, transforms.get(name, "identity"))
+                break
+            if wanted.ndim == 2 and data.shape == wanted.T.shape and np.array_equal(data, wanted.T):
+                found[fqn] = TensorEntry(name, "transpose")
+                break
+    return found
+
+
+def _method(method: str, model: ir.Model, request: ExportRequest) -> Method:
+    roles = request.input_roles or ("tensor",) * len(model.graph.inputs)
+    return Method(
+        method,
+        tuple(
+            _io(value, role, f"args.{index}")
+            for index, (value, role) in enumerate(zip(model.graph.inputs, roles, strict=False))
+        ),
+        tuple(_io(value, "tensor", f"{index}") for index, value in enumerate(model.graph.outputs)),
+    )
+
+
+def _io(value: ir.Value, role: str, path: str) -> IOSpec:
+    assert value.name is not None
+    assert value.dtype is not None
+    shape = tuple(d if isinstance(d, int) else str(d) for d in value.shape or ())
+    return IOSpec(value.name, str(value.dtype.numpy()), shape, role, path)
+
+
+def check_file(path: Path, artifact: Artifact, exported: ExportedProgram) -> None:
+    """Read the written file again and check it.
+
+    Raises:
+        ExportError: If the ONNX checker refuses it, the signature differs, or a quantized
+            operator lost its codes.
+    """
+    import onnx
+
+    try:
+        written = onnx.load(path)
+        onnx.checker.check_model(written, full_check=True)
+    except Exception as failure:  # the checker raises several unrelated types
+        lines = str(failure).strip().splitlines()
+        raise ExportError(f"{path.name}: the written file is not valid ONNX: {lines[0]}") from None
+    method = artifact.methods[0]
+    names = [value.name for value in written.graph.input]
+    if names != [spec.name for spec in method.inputs]:
+        raise ExportError(f"{path.name}: inputs {names} are not those of the program")
+    missing = {
+        str(edge)
+        for node in exported.graph.nodes
+        if node.target is QUANTIZE and (edge := edge_of(node)) is not None
+    } - set(artifact.edge_map)
+    produced = {name for node in written.graph.node for name in node.output}
+    folded = {edge for edge, name in artifact.edge_map.items() if name not in produced}
+    gone = missing | folded
+    # A border folded into its convolution takes its own codes with it.
+    padded = {
+        str(edge_of(node))
+        for node in exported.graph.nodes
+        if node.target is QUANTIZE and edges.operator_name(node.args[0]) == "pad"
+    }
+    if gone - padded:
+        raise ExportError(f"{path.name}: edges {sorted(gone - padded)[:3]} lost their codes")

@@ -1,0 +1,366 @@
+"""The command line: quick help, one line for every error, JSON that is JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from edgeopt.cli import main
+from edgeopt.errors import EdgeOptError, RuntimeUnavailable
+from edgeopt.results import BuildReport, Verdict
+
+COMMANDS = [
+    "build",
+    "verify",
+    "bench",
+    "report",
+    "passes",
+    "profiles",
+    "models",
+    "recipes",
+    "doctor",
+    "schema",
+]
+SCHEMAS = [
+    "build",
+    "verify",
+    "bench",
+    "doctor",
+    "manifest",
+    "measured",
+    "profile",
+    "recipe",
+    "rules",
+]
+HEAVY = {"torch", "onnx", "pydantic", "matplotlib", "onnxruntime", "jinja2", "numpy", "rich"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What `run_build` returns."""
+
+    report: BuildReport
+    bundle_path: Path
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch, fake_report: BuildReport) -> list[Any]:
+    """Stand in for the compiler: return a report, and collect the options."""
+    seen: list[Any] = []
+
+    def run_build(options: Any, *, progress: Any) -> Outcome:
+        seen.append(options)
+        progress("capture", 0, None)
+        print("a library prints here")
+        os.write(1, b"and a compiler here\n")
+        return Outcome(fake_report, Path("dist/vit-orin"))
+
+    monkeypatch.setattr("edgeopt.api.build.run_build", run_build)
+    return seen
+
+
+def _edgeopt(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeopt", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def _seconds(*words: str) -> float:
+    """Return the best of three: the machine may be busy with other things."""
+    found = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert _edgeopt(*words).returncode == 0
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def _one_line(text: str) -> None:
+    assert text.startswith("edgeopt: "), text
+    assert text.count("\n") == 1, text
+    assert "Traceback" not in text
+
+
+def test_help_takes_under_half_a_second_and_profiles_under_one() -> None:
+    assert _seconds("--help") < 0.5
+    assert _seconds("profiles") < 1.0
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from edgeopt.cli import main; main(['--help']); print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in ran.stdout.splitlines()[-1].split()}
+    assert not loaded & HEAVY
+
+
+def test_help_lists_the_commands_of_this_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    listed = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"edgeopt {command}" in text
+    assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "command"),
+        (["biuld"], "'build'"),
+        (["build", "--porfile", "orin"], "'--profile'"),
+        (["build", "--seed", "x"], "--seed"),
+        (["build", "--verify", "some"], "--verify"),
+        (["build", "zoo:vit", "--profile", "orn"], "'orin'"),
+        (["build", "zoo:vt"], "'vit'"),
+        (["build", "--recipe", "in8"], "'int8'"),
+        (["build", "--limit", "dorp<=1"], "'drop'"),
+        (["build", "--set", "prune_nm"], "PASS.OPTION=VALUE"),
+        (["build", "--lock", "no.lock"], "no.lock"),
+        (["build", "--lock", "no.lock", "--profile", "orin"], "profile"),
+        (["verify"], "BUNDLE"),
+        (["verify", "nowhere"], "nowhere"),
+        (["bench", "nowhere"], "nowhere"),
+        (["bench", "nowhere.onnx", "--threads", "0"], "--threads"),
+        (["report", "nowhere"], "nowhere"),
+        (["passes", "prune_mn"], "'prune_nm'"),
+        (["profiles", "orn"], "'orin'"),
+        (["profiles", "nowhere.toml"], "nowhere.toml"),
+        (["models", "zoo:vti"], "'vit'"),
+        (["recipes", "in8"], "'int8'"),
+        (["doctor", "me"], "me"),
+        (["schema", "bild"], "'build'"),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    _one_line(err)
+    assert told in err
+    assert out == ""
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["passes"],
+        ["passes", "prune_nm"],
+        ["profiles"],
+        ["profiles", "orin"],
+        ["models"],
+        ["models", "vit"],
+        ["recipes"],
+        ["recipes", "int8"],
+        ["schema"],
+    ],
+    ids=" ".join,
+)
+def test_catalogues_print_text_and_json(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    assert words[-1] in capsys.readouterr().out or len(words) == 1
+    assert main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows
+    assert all("name" in row for row in rows)
+
+
+def test_a_pass_shows_its_options_with_defaults_and_meaning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["passes", "prune_nm", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    options = {option["name"]: option for option in found["options"]}
+    assert options["n"]["default"] == 2
+    assert options["n"]["doc"]
+    assert all(option["doc"] for option in options.values())
+
+
+def test_every_pass_option_has_a_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["passes", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    missing = [f"{p['name']}.{o['name']}" for p in found for o in p["options"] if not o["doc"]]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schemas_are_printed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", name]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["type"] == "object"
+    assert "schema" in schema["properties"]
+
+
+def test_build_json_is_only_json_and_fits_the_schema(
+    built: list[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", "--json"]) == 0
+    out, err = capfd.readouterr()
+    report = pydantic.TypeAdapter(BuildReport).validate_python(json.loads(out))
+    assert report.verdict is Verdict.NOT_MEASURED
+    assert "a library prints here" in err
+    assert "and a compiler here" in err
+
+
+def test_build_prints_verdict_warnings_and_where_the_bundle_is(
+    built: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build"]) == 0
+    out, err = capsys.readouterr()
+    lines = [line for line in out.splitlines() if "prints here" not in line]
+    assert lines[0].startswith("NOT MEASURED  zoo:vit for NVIDIA Jetson AGX Orin")
+    assert lines[-1] == "bundle  dist/vit-orin"
+    for words in ("Limits", "Accuracy", "Latency on Example CPU 9000", "stand-in", "0.421"):
+        assert words in out
+    assert "\x1b" not in out
+    assert "warning: Latency on the device was not measured" in err
+
+
+def test_build_passes_its_options_on(built: list[Any]) -> None:
+    words = (
+        "build zoo:mobilenet --profile host --recipe int8 --calib c --eval e --metric top1 "
+        "--format onnx --set plan.a=1 --set plan.b=2 --keep-float a* --batch 4 --dynamic batch "
+        "--out o --limit drop<=1 --seed 3 --calib-samples 8 --eval-samples 9 --samples 10 "
+        "--no-latency --no-drift --verify edited"
+    )
+    assert main(words.split()) == 0
+    (options,) = built
+    assert dataclasses.asdict(options) == {
+        "model": "zoo:mobilenet",
+        "profile": "host",
+        "recipe": "int8",
+        "calib": "c",
+        "eval": "e",
+        "metric": "top1",
+        "formats": ("onnx",),
+        "settings": ("plan.a=1", "plan.b=2"),
+        "keep_float": ("a*",),
+        "batch": 4,
+        "dynamic": ("batch",),
+        "out": Path("o"),
+        "limits": ("drop<=1",),
+        "seed": 3,
+        "calib_samples": 8,
+        "eval_samples": 9,
+        "samples": 10,
+        "latency": False,
+        "drift": False,
+        "verify": "edited",
+    }
+
+
+@pytest.mark.parametrize(
+    ("verdict", "required", "code"),
+    [
+        (Verdict.PASS, False, 0),
+        (Verdict.PASS, True, 0),
+        (Verdict.NOT_MEASURED, False, 0),
+        (Verdict.NOT_MEASURED, True, 3),
+        (Verdict.FAIL, False, 1),
+        (Verdict.FAIL, True, 1),
+    ],
+)
+def test_build_exit_codes(
+    verdict: Verdict,
+    required: bool,
+    code: int,
+    fake_report: BuildReport,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = dataclasses.replace(fake_report, verdict=verdict)
+    outcome = Outcome(report, Path("x"))
+    monkeypatch.setattr("edgeopt.api.build.run_build", lambda _options, **_more: outcome)
+    assert main(["build", *(["--require-measured"] if required else [])]) == code
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "told"),
+    [
+        (EdgeOptError("calibration data\nis empty"), 2, "edgeopt: calibration data is empty\n"),
+        (RuntimeUnavailable("no runtime"), 3, "edgeopt: no runtime\n"),
+        (KeyboardInterrupt(), 130, "edgeopt: interrupted; nothing was written\n"),
+        (ZeroDivisionError("by zero"), 2, "edgeopt: ZeroDivisionError: by zero (this is a bug; "),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_failure_is_one_line(
+    failure: BaseException,
+    code: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_words: Any, **_more: Any) -> None:
+        raise failure
+
+    monkeypatch.delenv("EDGEOPT_TRACEBACK", raising=False)
+    monkeypatch.setattr("edgeopt.api.build.run_build", fail)
+    assert main(["build"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    _one_line(err)
+    assert err.startswith(told)
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_traceback_is_shown_where_asked_for(
+    by: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if by == "variable":
+        monkeypatch.setenv("EDGEOPT_TRACEBACK", "1")
+    assert main(["profiles", "orn", *(["--traceback"] if by == "option" else [])]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("edgeopt: profile 'orn'")
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    code = (
+        "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+        "from edgeopt.cli import main; sys.exit(main(['schema', 'build']))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0
+    assert ran.stderr == ""
+
+
+def test_names_from_files_do_not_steer_the_terminal(
+    fake_report: BuildReport,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = dataclasses.replace(fake_report, model="a\x1b[2Jb", warnings=("c\x1b]0;x\x07d",))
+    outcome = Outcome(report, Path("x"))
+    monkeypatch.setattr("edgeopt.api.build.run_build", lambda _options, **_more: outcome)
+    assert main(["build"]) == 0
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "\x07" not in err

@@ -1,0 +1,106 @@
+"""What all tests share: assets, a report to show, and the rule that CI skips nothing."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from edgeopt.results import BuildReport
+
+ROOT = Path(__file__).resolve().parent.parent
+OFF = ("", "0", "false")
+
+_kept: list[Any] = []  # a torch library lives as long as its object
+
+
+def _define_torchvision_operators() -> None:
+    """Let timm import beside a torch that its torchvision was not built for.
+
+    torchvision registers fake kernels for two operators that its C++ part defines; where that part
+    does not load (a CPU build of torch), the import fails. No test calls the operators.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is None or not found.submodule_search_locations:
+        return
+    import torch
+
+    folder = list(found.submodule_search_locations)
+    extension = importlib.machinery.PathFinder.find_spec("_C", folder)
+    try:
+        if extension is not None and extension.origin is not None:
+            torch.ops.load_library(extension.origin)
+            return
+    except OSError:
+        pass
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept.append(library)
+
+
+_define_torchvision_operators()
+
+
+def _no_skips() -> bool:
+    names = ("CI", "EDGEOPT_NO_SKIPS")
+    return any(os.environ.get(name, "").lower() not in OFF for name in names)
+
+
+def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure that repeats the skip's reason."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"skipped where nothing may be skipped (CI, EDGEOPT_NO_SKIPS): {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a skipped test in CI, where every runtime and asset is promised."""
+    report = yield
+    expected = hasattr(report, "wasxfail") or item.get_closest_marker("needs_device") is not None
+    if report.skipped and not expected and _no_skips():
+        _refuse(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Fail a skipped module in CI."""
+    report = yield
+    if report.skipped and _no_skips():
+        _refuse(report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Return the folder of real models and data; skip where this machine lacks it."""
+    folder = Path(os.environ.get("EDGEOPT_ASSETS") or ROOT.parent / "shared" / "assets")
+    if not folder.is_dir():
+        pytest.skip(f"no assets in {folder}; set EDGEOPT_ASSETS")
+    return folder
+
+
+@pytest.fixture
+def fake_report() -> BuildReport:
+    """Return a report with something in every section."""
+    spec = importlib.util.spec_from_file_location(
+        "fake_report", ROOT / "tests" / "report" / "fake_report.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    report: BuildReport = module.make()
+    return report
