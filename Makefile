@@ -33,9 +33,11 @@ $(VENV)/.created:
 # timm only. The TensorRT-RTX wheels are for Linux and Windows on x86-64; elsewhere, TensorRT files
 # are written without being compiled.
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt torch==2.13.0
-	$(PIP) install -c constraints.txt --no-deps torchvision==0.28.0
-	$(PIP) install -c constraints.txt -e '.[onnxruntime,timm,test]'
-	$(PIP) install -c constraints.txt --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings \
+	@echo 'Installing into $(VENV); the first time takes a few minutes.'
+	@$(PIP) install -c constraints.txt torch==2.13.0
+	@$(PIP) install -c constraints.txt --no-deps torchvision==0.28.0
+	@$(PIP) install -c constraints.txt -e '.[onnxruntime,timm,test]'
+	@$(PIP) install -c constraints.txt --no-deps \
+		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings \
 		|| echo 'TensorRT-RTX has no wheel for this machine; going on without it'
 	@touch $@

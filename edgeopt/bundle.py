@@ -123,7 +123,7 @@ def write_golden(
     try:
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
     except OSError as failure:
         raise BundleError(f"{path}: cannot be written: {failure.strerror or failure}") from None
     return path.relative_to(folder).as_posix()

@@ -118,9 +118,12 @@ class NMSparse(Contract):
         return self._check(torch.from_numpy(values != 0))
 
     def _check(self, weight: Tensor) -> str | None:
+        from torch import nn
+
         length = weight.shape[self.axis]
-        groups = (weight != 0).movedim(self.axis, -1)
-        groups = groups[..., : length - length % self.m].reshape(-1, self.m)
+        kept = (weight != 0).movedim(self.axis, -1)
+        # a last group that is shorter holds at most n as well
+        groups = nn.functional.pad(kept, (0, -length % self.m)).reshape(-1, self.m)
         broken = int((groups.sum(dim=1) > self.n).sum())
         if broken:
             return (
@@ -193,7 +196,7 @@ class Quantized(Contract):
             found = edge_codes_dtype(program, self.edge)
             if found is None:
                 return f"edge {self.edge} is not quantized any more"
-            if _width(found) != _width(self.spec.codes_dtype):
+            if not _holds(found, self.spec):
                 return f"edge {self.edge} carries {found}, not {self.spec.codes_dtype}"
         return None
 
@@ -202,7 +205,7 @@ class Quantized(Contract):
             values = file.tensor(self.fqn)
             if values is None:
                 return f"{self.fqn} is not in the file"
-            if _width(str(values.dtype)) != _width(self.spec.codes_dtype):
+            if not _holds(str(values.dtype), self.spec):
                 return f"{self.fqn} is stored as {values.dtype}, not {self.spec.codes_dtype}"
             low, high = int(values.min()), int(values.max())
             if low < self.spec.qmin or high > self.spec.qmax:
@@ -211,7 +214,7 @@ class Quantized(Contract):
         found = file.edge_dtype(str(self.edge))
         if found is None:
             return f"edge {self.edge} is not quantized in the file"
-        if _width(found) != _width(self.spec.codes_dtype):
+        if not _holds(found, self.spec):
             return f"edge {self.edge} carries {found} in the file, not {self.spec.codes_dtype}"
         return None
 
@@ -253,9 +256,12 @@ class HeadGroups(Contract):
         return None
 
 
-def _width(dtype: str) -> str:
+def _holds(dtype: str, spec: TensorSpec) -> bool:
+    """Say whether codes of `spec` may be stored as `dtype`: their own width, or the next byte's."""
     # uint8 is int8 plus 128: a change of representation, never of a real value
-    return dtype.removeprefix("u")
+    width = dtype.removeprefix("u")
+    stored = next(bits for bits in (8, 16, 32) if spec.bits <= bits)
+    return width in (f"int{spec.bits}", f"int{stored}")
 
 
 def _module_tensor(module: nn.Module, fqn: str) -> Tensor | None:
@@ -282,6 +288,8 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Contract, ...]:
 
     found: list[Contract] = []
     for row in rows:
+        if not isinstance(row, Mapping):
+            raise BundleError(f"a contract is a table, not {row!r}")
         fields = dict(row)
         kind = str(fields.pop("kind", ""))
         if kind not in KINDS:

@@ -103,7 +103,7 @@ def read_toml(path: Path, type_: type[T], *, error: type[EdgeOptError] = ConfigE
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as failure:
         raise error(f"{path}: cannot be read: {failure}") from None
-    except tomllib.TOMLDecodeError as failure:
+    except (ValueError, RecursionError) as failure:  # also numbers of thousands of digits
         raise error(f"{path}: not valid TOML: {failure}") from None
     return parse(data, type_, where=str(path), error=error)
 
@@ -114,7 +114,7 @@ def read_json(path: Path, type_: type[T], *, error: type[EdgeOptError] = BundleE
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as failure:
         raise error(f"{path}: cannot be read: {failure}") from None
-    except json.JSONDecodeError as failure:
+    except (ValueError, RecursionError) as failure:  # also numbers of thousands of digits
         raise error(f"{path}: not valid JSON: {failure}") from None
     return parse(data, type_, where=str(path), error=error)
 
@@ -199,19 +199,31 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     try:
         os.chmod(work, 0o755)
         yield work
-        old: Path | None = None
-        if final.exists():
-            old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old-"))
-            os.replace(final, old / "bundle")
-        os.replace(work, final)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        _put(work, final)
     except OSError as failure:
         raise BundleError(
             f"{final}: cannot be written: {failure.strerror or failure}; nothing was changed"
         ) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _put(work: Path, final: Path) -> None:
+    """Move `work` to `final`; what was there comes back if that fails."""
+    if not final.exists():
+        os.replace(work, final)
+        return
+    aside = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old-"))
+    old = aside / "bundle"
+    try:
+        os.replace(final, old)
+        os.replace(work, final)
+    except BaseException:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -221,6 +233,7 @@ def inside(folder: Path, name: str) -> Path:
         BundleError: For an absolute name, `..`, or a link that points outside.
     """
     path = folder / name
-    if Path(name).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+    leaves = "\0" in name or Path(name).is_absolute()
+    if leaves or not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"{folder}: file name {name!r} leaves the folder")
     return path

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -87,6 +87,9 @@ def _chain(node: Node, names: dict[str, str]) -> Chain:
     if not isinstance(weight, Node) or weight.name not in names:
         return Chain("", consumer, "the weight before it is computed at run time")
     producer = names[weight.name].rpartition(".")[0]
+    value = source.meta.get("val")
+    if operator_name(source) == "linear" and isinstance(value, Tensor) and value.dim() != 2:
+        return Chain(producer, consumer, f"works along axis 1, not along the features of {producer}")
     if len(source.users) > 1:
         return Chain(producer, consumer, f"{producer} has {len(source.users)} readers")
     if len(weight.users) > 1:

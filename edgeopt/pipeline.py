@@ -167,6 +167,9 @@ class Pipeline:
 
         from edgeopt.verify import Level, check_step
 
+        levels = [level.value for level in Level]
+        if verify not in levels:
+            raise ConfigError(f"verify is {', '.join(levels)}, not {verify!r}")
         if state.stage is not self.start:
             raise PipelineError(
                 f"the pipeline starts at {self.start.name}, the state is at {state.stage.name}"
@@ -200,22 +203,25 @@ class Pipeline:
         )
         for observer in observers:
             observer.before(pass_, state)
-        pass_.requires(state, scoped)
-        taken = snapshot(state, scoped, level)
-        started = time.perf_counter()
+        doing = "the model does not run on the example before it"
         try:
+            pass_.requires(state, scoped)
+            taken = snapshot(state, scoped, level)
+            doing = ""
+            started = time.perf_counter()
             result = pass_.run(state, scoped)
+            seconds = time.perf_counter() - started
+            pass_.ensures(state, result.state, scoped)
+            doing = "the model does not run on the example after it"
+            drift_db = check_step(pass_, taken, result, scoped, level)
         except EdgeOptError:
             raise
         except Exception as failure:
             ran = ", ".join(record.name for record in state.history) or "none"
             raise PassError(
-                f"{pass_.name}: {type(failure).__name__}: {_one_line(failure)} "
-                f"(passes that ran before: {ran})"
+                f"{pass_.name}: {doing + ': ' if doing else ''}{type(failure).__name__}: "
+                f"{_one_line(failure)} (passes that ran before: {ran})"
             ) from failure
-        seconds = time.perf_counter() - started
-        pass_.ensures(state, result.state, scoped)
-        drift_db = check_step(pass_, taken, result, scoped, level)
         record = PassRecord(
             name=pass_.name,
             config=pass_.options(),

@@ -7,6 +7,7 @@ its own table of tensors and writes a new program, so a trunk state can feed sev
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,14 +61,19 @@ def run(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def retrace(
-    program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    program: ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any = None,
 ) -> ExportedProgram:
-    """Capture the program again at the shapes of these inputs, all of them static.
+    """Capture the program again at the shapes of these inputs, static unless said otherwise.
 
     Sites survive, since re-export keeps `meta["custom"]`.
     """
     with torch.no_grad():
-        return torch.export.export(runnable(program), args, dict(kwargs))
+        return torch.export.export(
+            runnable(program), args, dict(kwargs), dynamic_shapes=dynamic_shapes
+        )
 
 
 class ProgramEditor:
@@ -154,10 +160,7 @@ class ProgramEditor:
 
     def infer(self, node: Node) -> None:
         """Compute `meta["val"]` of a call from its arguments' values."""
-        args = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
-        kwargs = torch.fx.map_arg(node.kwargs, lambda n: n.meta["val"])
-        with self._fake_mode, torch.no_grad():
-            node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+        node.meta["val"] = fake_call(node, self._fake_mode)
 
     def finish(self) -> ExportedProgram:
         """Drop dead nodes and unread tensors and return the new program."""
@@ -235,6 +238,20 @@ class ProgramEditor:
 
     def _fake(self, value: Tensor) -> Tensor:
         return self._fake_mode.from_tensor(value.detach(), static_shapes=True)
+
+
+def fake_call(node: Node, mode: Any) -> Any:
+    """Return what a call gives for its arguments' recorded values: shapes and types only.
+
+    Guards are suppressed: some operators ask for a size as a plain number, which would pin a
+    dynamic dimension to the example's size for good, in every graph that shares the symbols.
+    """
+    args = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs = torch.fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    shape_env = getattr(mode, "shape_env", None)
+    quiet = shape_env.suppress_guards() if shape_env is not None else contextlib.nullcontext()
+    with quiet, mode, torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _fake_mode(graph: Graph) -> Any:

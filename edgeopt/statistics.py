@@ -25,6 +25,7 @@ class RangeObserver:
         self.minimum = float("inf")
         self.maximum = float("-inf")
         self.count = 0
+        self.finite = True
         self.batches: list[tuple[float, float]] = []
         self._limit = 0.0
         self._bins = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64) if histogram else None
@@ -34,6 +35,9 @@ class RangeObserver:
         if x.numel() == 0:
             return
         low, high = torch.aminmax(x.detach())
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            self.finite = False  # NaN compares as false, so minimum and maximum would lose it
+            return
         self.minimum = min(self.minimum, float(low))
         self.maximum = max(self.maximum, float(high))
         self.batches.append((float(low), float(high)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import math
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -183,6 +184,8 @@ class Limit:
             if found:
                 try:
                     value = float(number)
+                    if math.isnan(value):
+                        raise ValueError
                 except ValueError:
                     raise ConfigError(f"limit {text!r}: {number!r} is not a number") from None
                 if sign == "<=":

@@ -145,7 +145,9 @@ def check_step(
 def _raise(pass_: Pass[Any], found: list[Violation]) -> None:
     if found:
         first = found[0]
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        others = sorted({v.invariant for v in found[1:]} - {first.invariant})
+        more = f" (and {len(found) - 1} more{': ' + ', '.join(others) if others else ''})"
+        more = more if len(found) > 1 else ""
         raise InvariantError(
             f"{pass_.name}: invariant {first.invariant}: "
             f"{first.site + ': ' if first.site else ''}{first.message}{more}"

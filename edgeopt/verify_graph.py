@@ -66,13 +66,10 @@ def fresh_meta(step: Step) -> Iterator[Violation]:
             if any("val" not in n.meta for n in arguments):
                 yield Violation("fresh-meta", node.name, "an argument has no value")
                 continue
-            args = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
-            kwargs = torch.fx.map_arg(node.kwargs, lambda n: n.meta["val"])
             mode = getattr(told, "fake_mode", None)
             if mode is None:
                 continue
-            with mode, torch.no_grad():
-                fresh = node.target(*args, **kwargs)
+            fresh = program.fake_call(node, mode)
             same = fresh.dtype == told.dtype and len(fresh.shape) == len(told.shape)
             sizes = zip(fresh.shape, told.shape, strict=False)
             if not same or any(str(a) != str(b) for a, b in sizes if _known(a) and _known(b)):

@@ -67,7 +67,7 @@ class OnnxExporter(Exporter):
         model = _to_onnx(exported, int(request.target.options.get("opset", 20)))
         sites = _site_of_nodes(model, exported)
         _name_nodes(model, sites)
-        transforms = _rewrite(model)
+        transforms, folded = _rewrite(model)
         if request.precision == "float16":
             from edgeopt.exporters.onnx_rewrites.to_float16 import to_float16
 
@@ -75,7 +75,7 @@ class OnnxExporter(Exporter):
         else:
             notes = ()
         _name_interface(model, request)
-        edge_map = _name_codes(model, exported)
+        edge_map = _name_codes(model, exported, folded)
         _strip(model, request)
         path = folder / f"{request.name}.onnx"
         _save(model, path)
@@ -196,16 +196,24 @@ def _name_nodes(model: ir.Model, sites: dict[ir.Node, str]) -> None:
             node.metadata_props[SITE_KEY] = site
 
 
-def _rewrite(model: ir.Model) -> dict[str, str]:
-    """Run the rewrites that every runtime wants; return initializer -> transform."""
+def _rewrite(model: ir.Model) -> tuple[dict[str, str], dict[str, ir.Value]]:
+    """Run the rewrites that every runtime wants.
+
+    Returns:
+        Initializer -> transform, and site of a folded quantize -> the codes that stand for it.
+    """
     from edgeopt.exporters.onnx_rewrites.fold_pad import fold_pad
     from edgeopt.exporters.onnx_rewrites.fold_weight_transpose import fold_weight_transpose
     from edgeopt.exporters.onnx_rewrites.global_average_pool import global_average_pool
 
     transforms = fold_weight_transpose(model)
-    fold_pad(model)
+    folded = fold_pad(model)
     global_average_pool(model)
-    return transforms
+    return transforms, {
+        node.metadata_props[SITE_KEY]: codes
+        for node, codes in folded.items()
+        if codes is not None and SITE_KEY in node.metadata_props
+    }
 
 
 def _name_interface(model: ir.Model, request: ExportRequest) -> None:
@@ -215,7 +223,9 @@ def _name_interface(model: ir.Model, request: ExportRequest) -> None:
         value.name = name
 
 
-def _name_codes(model: ir.Model, exported: ExportedProgram) -> dict[str, str]:
+def _name_codes(
+    model: ir.Model, exported: ExportedProgram, folded: dict[str, ir.Value]
+) -> dict[str, str]:
     """Name the codes of each quantized edge by its address; return edge id -> name."""
     edge_at: dict[str, tuple[str, str]] = {}
     for node, site in edges.sites(exported.graph):
@@ -231,6 +241,9 @@ def _name_codes(model: ir.Model, exported: ExportedProgram) -> dict[str, str]:
             edge, name = at
             node.outputs[0].name = name
             found[edge] = name
+    for site, codes in folded.items():
+        if site in edge_at and codes.name is not None:
+            found[edge_at[site][0]] = codes.name
     return found
 
 
@@ -337,12 +350,6 @@ def check_file(path: Path, artifact: Artifact, exported: ExportedProgram) -> Non
     } - set(artifact.edge_map)
     produced = {name for node in written.graph.node for name in node.output}
     folded = {edge for edge, name in artifact.edge_map.items() if name not in produced}
-    gone = missing | folded
-    # A border folded into its convolution takes its own codes with it.
-    padded = {
-        str(edge_of(node))
-        for node in exported.graph.nodes
-        if node.target is QUANTIZE and edges.operator_name(node.args[0]) == "pad"
-    }
-    if gone - padded:
-        raise ExportError(f"{path.name}: edges {sorted(gone - padded)[:3]} lost their codes")
+    gone = sorted(missing | folded)
+    if gone:
+        raise ExportError(f"{path.name}: edges {', '.join(gone[:3])} lost their codes")

@@ -54,9 +54,7 @@ _PRODUCTS: Mapping[str, str] = {
     "Attention": "attention",
     **dict.fromkeys(("LSTM", "GRU", "RNN"), "recurrent"),
 }
-_WEIGHT_PORT: Mapping[str, int] = {
-    **dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul"), 3),
-}
+_WEIGHT_PORT: Mapping[str, int] = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3}
 # Moves codes or floats without changing them.
 _MOVES = frozenset(
     [
@@ -70,6 +68,11 @@ _MOVES = frozenset(
         "Slice",
         "Split",
         "Pad",
+        "Concat",
+        "Gather",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "Tile",
         "ReorderInput",
         "ReorderOutput",
     ]
@@ -442,14 +445,26 @@ def _weight_ports(node: OrtNode) -> tuple[int, ...]:
     return (1, 0) if kind == "matrix" else (1,)
 
 
+def is_move(node: OrtNode) -> bool:
+    """Say whether a node only moves values."""
+    return node.operator in _MOVES
+
+
+def is_integer(node: OrtNode, values: Arrays) -> bool:
+    """Say whether a node computes on codes: an integer kernel, or it reads or writes 8 bits."""
+    if node.operator.startswith("QLinear") or node.operator in _INTEGER_KERNELS:
+        return True
+    if node.operator == "DequantizeLinear":
+        return True
+    return any(values[o].dtype in _CODES for o in node.outputs if o in values)
+
+
 def _precision(node: OrtNode, values: Arrays) -> str:
     """Return `int8` for an integer kernel or an operator on codes, else the type it writes."""
-    if node.operator.startswith("QLinear") or node.operator in _INTEGER_KERNELS:
+    if node.operator != "DequantizeLinear" and is_integer(node, values):
         return INT8
     dtypes = [values[o].dtype for o in node.outputs if o in values]
-    if not dtypes:
-        return "float32"
-    return INT8 if dtypes[0] in _CODES else str(dtypes[0])
+    return str(dtypes[0]) if dtypes else "float32"
 
 
 def _macs(node: OrtNode, values: Arrays, weight: np.ndarray[Any, Any] | None) -> int:

@@ -179,6 +179,7 @@ def _compile(
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         order = {
+            "package": PACKAGE,
             "model": str(path.resolve()),
             "capability": capability,
             "profiles": {n: dataclasses.astuple(p) for n, p in sorted(profiles.items())},
@@ -207,9 +208,18 @@ def _compile(
     if "unavailable" in found:
         raise RuntimeUnavailable(f"TensorRT-RTX cannot be loaded: {found['unavailable']}")
     if found["errors"] or not found["engine_bytes"]:
-        first = found["errors"][0] if found["errors"] else "no engine, and no reason given"
-        raise ExportError(f"{path.name}: TensorRT-RTX refuses it: {' '.join(first.split())}")
+        raise ExportError(f"{path.name}: TensorRT-RTX refuses it: {refusal(found['errors'])}")
     return found
+
+
+def refusal(errors: Sequence[str]) -> str:
+    """Return the builder's reason in one line; the parser spreads it over several messages."""
+    if not errors:
+        return "no engine, and no reason given"
+    node = next((m.group(1) for e in errors if (m := re.search(r"Node name: (.+)", e))), "")
+    reason = next((e for e in errors if "Assertion failed" in e), errors[0])
+    reason = " ".join(reason.rpartition("Assertion failed: ")[2].split())
+    return f"{node}: {reason}" if node else reason
 
 
 def parse_layers(text: str) -> tuple[Layer, ...]:
@@ -335,7 +345,7 @@ def _child(order: Mapping[str, Any]) -> None:
     """Compile, and write the answer as JSON; runs in a process of its own."""
     answer = Path(order["answer"])
     try:
-        trt = importlib.import_module(PACKAGE)
+        trt = importlib.import_module(order["package"])
     except Exception as failure:  # a missing shared library raises several types
         answer.write_text(json.dumps({"unavailable": str(failure)}), encoding="utf-8")
         return
@@ -375,7 +385,7 @@ def _build(trt: Any, order: Mapping[str, Any]) -> dict[str, Any]:
             config.add_optimization_profile(profile)
         engine = builder.build_serialized_network(network, config)
     severe = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
-    warned = dict.fromkeys(m for s, m in messages if s == trt.ILogger.Severity.WARNING)
+    warned = dict.fromkeys(m.strip() for s, m in messages if s == trt.ILogger.Severity.WARNING)
     data = bytes(memoryview(engine)) if engine is not None else b""
     return {
         "compiler": f"tensorrt-rtx {trt.__version__}",

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import edgeopt
 from edgeopt import bundle as bundles
 from edgeopt.api import compile as compiling
@@ -127,7 +129,7 @@ class _Build:
             check_finite(self.loaded.module)
             self.calibration, self.evaluation = self._data()
         self.job = Job(
-            loaded=self.loaded,
+            loaded=self._with_real_example(),
             profile=self.profile,
             recipe=self.recipe,
             passes=self.passes,
@@ -211,8 +213,18 @@ class _Build:
             raise PreconditionError(
                 f"{needs[0]}: needs calibration data and the model brings none; pass --calib"
             )
+        same_data = options.calib is not None and (
+            options.eval == options.calib or (options.eval is None and evaluation is None)
+        )
         if calibration is not None and needs:
-            calibration = calibration.take(options.calib_samples, options.seed)
+            everything = calibration
+            calibration = everything.take(options.calib_samples, options.seed)
+            if same_data and everything.count > options.calib_samples:
+                evaluation = everything.without(calibration)
+                self.warnings.append(
+                    f"calibration and evaluation are one data set: {calibration.count} samples "
+                    f"calibrate, the other {evaluation.count} judge"
+                )
         if evaluation is None:
             self.warnings.append(
                 "there are no evaluation data, so accuracy was not measured; pass --eval"
@@ -220,6 +232,19 @@ class _Build:
         elif options.eval_samples is not None:
             evaluation = evaluation.take(options.eval_samples, options.seed)
         return calibration, evaluation
+
+    def _with_real_example(self) -> LoadedModel:
+        """Take the first real samples as example, so that each pass's drift means something."""
+        samples = self.calibration or self.evaluation
+        loaded = self.loaded
+        if samples is None:
+            return loaded
+        batch = next(samples.batches(2))
+        mine = [tuple(t.shape) for t in loaded.example.args if isinstance(t, torch.Tensor)]
+        theirs = [tuple(t.shape) for t in batch.args]
+        if mine != theirs or batch.kwargs or loaded.example_kwargs:
+            return loaded
+        return dataclasses.replace(loaded, example_args=batch.args)
 
     def _hashes(self) -> dict[str, str]:
         profile = {

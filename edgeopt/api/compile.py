@@ -19,6 +19,7 @@ from edgeopt.errors import ConfigError, ExportError, PipelineError, nearest
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.models import LoadedModel
 from edgeopt.passes import by_name
+from edgeopt.passes.capture.capture import dynamic_batch
 from edgeopt.pipeline import Pass, Pipeline
 from edgeopt.recipe import Recipe
 from edgeopt.reference import FloatReference
@@ -62,8 +63,13 @@ class Job:
     verify: str
     progress: Callable[[str, int, int | None], None]
 
-    def context(self, target: Target) -> PassContext:
-        """Return what passes may read, for one target."""
+    def context(self, target: Target, batch: int | None = None) -> PassContext:
+        """Return what passes may read, for one target.
+
+        Args:
+            target: The target.
+            batch: The batch that the captured program fixes, or None.
+        """
         return PassContext(
             profile=self.profile,
             target=target,
@@ -73,7 +79,9 @@ class Job:
             input_names=self.loaded.input_names,
             output_names=self.loaded.output_names,
             calibration=(
-                self.calibration.as_batches(CALIBRATION_BATCH) if self.calibration else None
+                self.calibration.as_batches(batch or CALIBRATION_BATCH)
+                if self.calibration
+                else None
             ),
             reference=self.reference,
             seed=self.seed,
@@ -142,7 +150,10 @@ def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
         start_phase=Phase.FLOAT,
         already=tuple(p.name for p in front),
     )
-    state = pipeline.run(trunk, job.context(target), verify=job.verify)
+    example = (job.loaded.example_args, job.loaded.example_kwargs)
+    dynamic = all(has_dynamic_batch(p) for p in trunk.carrier_programs.values())
+    fixed = None if dynamic else _leading(*example)
+    state = pipeline.run(trunk, job.context(target, fixed), verify=job.verify)
     return Branch(target, state, trunk)
 
 
@@ -193,7 +204,7 @@ def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
     Raises:
         ConfigError: If the model cannot take the batch, or has no such dynamic dimension.
     """
-    free = _free_symbols(exported)
+    free = has_dynamic_batch(exported)
     if job.dynamic:
         unknown = [name for name in job.dynamic if name != "batch"]
         if unknown:
@@ -202,7 +213,9 @@ def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
             )
         if not free:
             raise ConfigError("--dynamic batch: the model fixes its batch")
-        return exported
+        args, kwargs = job.loaded.example_args, job.loaded.example_kwargs
+        shapes = job.loaded.dynamic_shapes or dynamic_batch(args, kwargs)
+        return program.retrace(exported, args, kwargs, shapes)
     if not free:
         fixed = _leading(job.loaded.example_args, job.loaded.example_kwargs)
         if fixed != job.batch and fixed is not None:
@@ -212,7 +225,8 @@ def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
     return program.retrace(exported, args, kwargs)
 
 
-def _free_symbols(exported: ExportedProgram) -> bool:
+def has_dynamic_batch(exported: ExportedProgram) -> bool:
+    """Say whether an input of the program has a dynamic dimension."""
     names = set(program.user_input_names(exported))
     return any(
         not isinstance(size, int)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import platform
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgeopt.results import SCHEMA_VERSION, Machine
@@ -216,11 +215,11 @@ def run_doctor() -> DoctorResult:
 
 def _look(wanted: _Wanted) -> Piece:
     version, problem = _version(wanted.distributions), ""
-    if importlib.util.find_spec(wanted.module) is None:
+    if find_spec(wanted.module) is None:
         problem = "not installed"
     else:
         try:
-            importlib.import_module(wanted.module)
+            import_module(wanted.module)
         except Exception as failure:  # a broken install raises anything: OSError, RuntimeError, ...
             first = (str(failure).splitlines() or [""])[0]
             problem = f"does not import: {type(failure).__name__}: {first}"
@@ -260,7 +259,7 @@ def _backends() -> tuple[Piece, ...]:
             problem="" if cuda else "torch sees no GPU",
         )
     ]
-    if importlib.util.find_spec("onnxruntime") is None:
+    if find_spec("onnxruntime") is None:
         return tuple(found)
     import onnxruntime
 
@@ -352,6 +351,6 @@ def _why_not(runtime: str) -> str:
 
         return OnnxRuntimeRunner().unavailable() or ""
     if runtime == "tensorrt":
-        missing = importlib.util.find_spec("tensorrt") is None
+        missing = find_spec("tensorrt") is None
         return "TensorRT is not installed" if missing else ""
     return f"no runner for {runtime} in this version"

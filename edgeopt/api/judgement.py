@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgeopt import bundle as bundles
 from edgeopt.api import measure
-from edgeopt.api.compile import Branch, Job
+from edgeopt.api.compile import Branch, Job, export, has_dynamic_batch
 from edgeopt.api.limits import DEVICE_ONLY, Found
 from edgeopt.artifact import Artifact
 from edgeopt.data import Samples
@@ -28,6 +29,9 @@ from edgeopt.results import (
     SizeRow,
 )
 from edgeopt.target import Protocol
+
+
+STAND_IN_BATCH = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,16 +213,45 @@ class Judgement:
         for written in self._written:
             if written.artifact.precision != "int8" and self._job.quantizes:
                 continue  # the yardstick's answers are the float model's
-            self.accuracy.append(
-                measure.accuracy(
-                    self._folder,
-                    written.artifact,
-                    reference,
-                    self._wishes.metric,
-                    warning=warning,
-                    stand_in=not _is_onnxruntime(written),
-                    seed=self._wishes.seed,
+            with self._judged_file(written, evaluation) as (folder, artifact):
+                self.accuracy.append(
+                    measure.accuracy(
+                        folder,
+                        artifact,
+                        reference,
+                        self._wishes.metric,
+                        warning=warning,
+                        stand_in=not _is_onnxruntime(written),
+                        seed=self._wishes.seed,
+                    )
                 )
+
+    @contextmanager
+    def _judged_file(
+        self, written: Written, evaluation: Samples
+    ) -> Iterator[tuple[Path, Artifact]]:
+        """Yield the file whose answers are judged.
+
+        A runtime of this machine runs the very file. Where ONNX Runtime stands in, it dequantizes
+        every weight anew at each call, so it gets the same program at a larger batch.
+        """
+        artifact, state = written.artifact, written.branch.state
+        batch = min(STAND_IN_BATCH, evaluation.count)
+        fixed = measure.static_batch(artifact)
+        can_grow = all(has_dynamic_batch(p) for p in state.carrier_programs.values())
+        if _is_onnxruntime(written) or fixed is None or fixed >= batch or not can_grow:
+            yield self._folder, artifact
+            return
+        job = dataclasses.replace(self._job, batch=batch)
+        with tempfile.TemporaryDirectory() as work:
+            yield Path(work), export(
+                job,
+                state,
+                written.branch.target,
+                Path(work),
+                name=artifact.name,
+                precision=artifact.precision,
+                build_key="",
             )
 
     def _prove(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -30,7 +31,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     traceback = _takes_traceback(given)
     try:
-        with _terminating():
+        with _terminating(), _quiet_libraries():
             code = _dispatch(given)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -98,6 +99,16 @@ def _complain(
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         print(f"edgeopt: {' '.join(printable(text).split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Hide deprecations inside libraries, which no user can act on; `python -W` shows them."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 @contextlib.contextmanager

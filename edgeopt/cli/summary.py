@@ -49,7 +49,7 @@ def limit_table(limits: tuple[LimitResult, ...]) -> Table:
         (
             limit.name if limit.method == "forward" else f"{limit.name} ({limit.method})",
             limit.artifact,
-            number(limit.value),
+            _significant(limit.value),
             bound(limit),
             limit.unit,
             limit.verdict.value,
@@ -91,7 +91,7 @@ def accuracy_table(results: tuple[AccuracyResult, ...]) -> Table:
 def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
     if value is None or low is None or high is None:
         return number(value)
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+    return f"{number(value)} ({number(low)} to {number(high)})"
 
 
 def _show_latency(results: tuple[LatencyResult, ...]) -> None:
@@ -128,8 +128,9 @@ def _percentile(p: Percentile) -> str:
 
 def machine_line(machine: Machine) -> str:
     """Return a machine in one line."""
-    device = "" if machine.device == "host" else f"{machine.device}, "
-    return f"{device}{machine.name}, {machine.cores} cores, load {machine.load:.1f}"
+    if machine.device != "host":  # a device tells its clocks, not its load
+        return machine.name
+    return f"{machine.name}, {machine.cores} cores, load {machine.load:.1f}"
 
 
 def comparison_table(comparisons: tuple[Comparison, ...]) -> Table:
@@ -228,4 +229,13 @@ def number(value: float | None, digits: int = 2) -> str:
     """Return a number for people, or a dash where there is none."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}f}"
+    if abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+
+
+def _significant(value: float | None) -> str:
+    """Return a number of any size with four significant digits."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

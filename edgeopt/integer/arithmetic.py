@@ -54,13 +54,11 @@ class Arithmetic:
         name: As reports call it.
         rounding: How accumulators are rescaled and rounded.
         accumulator_bits: Width of the accumulator; sums beyond it wrap.
-        quantize_by_reciprocal: Whether floats become codes by `x * (1 / s)`, not `x / s`.
     """
 
     name: str
     rounding: RoundingMode
     accumulator_bits: int = 32
-    quantize_by_reciprocal: bool = False
 
     def __post_init__(self) -> None:
         if self.accumulator_bits not in (32, 64):
@@ -107,13 +105,10 @@ class Arithmetic:
         """
         x = x.astype(np.float32, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities saturate
-            ratio = x * (np.float32(1) / scale) if self.quantize_by_reciprocal else x / scale
-        return _to_codes(ratio, zero_point, dtype)
+            return _to_codes(x / scale, zero_point, dtype)
 
 
 ORT_MLAS = Arithmetic("ort_mlas", RoundingMode.RNE_F32)
-XNNPACK_FP32 = Arithmetic("xnnpack", RoundingMode.RNE_F32, quantize_by_reciprocal=True)
-TOSA = Arithmetic("tosa", RoundingMode.TOSA_DOUBLE)
 
 
 def requantize(

@@ -28,6 +28,7 @@ class Weighted:
     bias: Node | None
 
 
+_BINARY = frozenset({"add", "sub", "mul"})
 _SPLITS = frozenset({"split", "chunk", "unbind", "getitem", "split_with_sizes"})
 
 
@@ -81,6 +82,13 @@ def tensor_arguments(node: Node) -> list[tuple[int, Node]]:
         if isinstance(argument, Node) and isinstance(argument.meta.get("val"), Tensor):
             found.append((index, argument))
     return found
+
+
+def _has_scalar(node: Node) -> bool:
+    """Say whether an operator of two tensors takes a number, or scales one of them."""
+    if operator_name(node) not in _BINARY:
+        return False
+    return bool(node.kwargs) or not all(isinstance(a, Node) for a in node.args[:2])
 
 
 class Placer:
@@ -240,7 +248,7 @@ class Placer:
             return
         sources = tensor_arguments(node)
         moving = [(i, s) for i, s in sources if s.name not in self._names]
-        if not moving or len(moving) != len(sources):
+        if not moving or len(moving) != len(sources) or _has_scalar(node):
             return  # a constant operand has no codes
         if not all(s in self._available or s in self._wanted for _, s in moving):
             return

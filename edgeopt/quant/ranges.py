@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +11,9 @@ from edgeopt.quant.spec import Affine, Granularity, TensorSpec
 
 BIAS_CODE_LIMIT = 2**24
 """Above this a bias code is no float32 integer, and its float and int32 forms differ."""
+
+SPARE_SCALE = 2.0**-10
+"""Scale of a weight that is zero throughout; of a size that weight scales have."""
 
 
 def affine_from_range(low: float, high: float, spec: TensorSpec, bound: float | None) -> Affine:
@@ -39,7 +41,9 @@ def affine_from_range(low: float, high: float, spec: TensorSpec, bound: float | 
     scale = np.float32(width / (spec.qmax - spec.qmin)) if width > 0 else np.float32(1.0)
     scale = _usable(scale)
     zero = int(np.clip(np.rint(spec.qmin - low / float(scale)), spec.qmin, spec.qmax))
-    if bound is not None:
+    # Where other values share the parameters, the range may reach past the clamp of one of them.
+    if bound is not None and 0.0 < high <= np.float32(bound) and zero < spec.qmax:
+        scale = min(scale, np.float32(bound / (spec.qmax - zero)))
         while np.float32(scale * np.float32(spec.qmax - zero)) > np.float32(bound):
             scale = np.nextafter(np.float32(scale), np.float32(0.0))
     return Affine(torch.tensor(scale), torch.tensor(zero, dtype=dtype))
@@ -52,7 +56,11 @@ def _usable(scale: np.float32) -> np.float32:
 
 
 def weight_scales(weight: Tensor, spec: TensorSpec) -> Tensor:
-    """Return `max|w| / qmax` per channel [channels] or per tensor []; 1 where a channel is zero."""
+    """Return `max|w| / qmax` per channel [channels] or per tensor [].
+
+    A channel that is zero takes the largest scale of the others: its codes are 0 under any, and
+    its bias, on the grid of this scale, stays as fine as theirs.
+    """
     reach = (
         weight.detach().abs().amax()
         if spec.granularity is Granularity.TENSOR
@@ -60,7 +68,9 @@ def weight_scales(weight: Tensor, spec: TensorSpec) -> Tensor:
     )
     scale = (reach.double() / spec.qmax).float()
     usable = torch.clamp(scale, min=torch.finfo(torch.float32).tiny)
-    return torch.where(reach > 0, usable, torch.ones_like(scale))
+    alive = reach > 0
+    spare = usable[alive].max() if bool(alive.any()) else torch.tensor(SPARE_SCALE)
+    return torch.where(alive, usable, spare)
 
 
 def raise_for_bias(scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, list[int]]:

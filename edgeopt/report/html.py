@@ -64,7 +64,7 @@ def _views(report: BuildReport) -> dict[str, Any]:
         "latency": latency,
         "ratios": Markup(plots.ratio_plot(report.comparisons)) if report.comparisons else "",
         "size": view.sizes(report),
-        "placements": view.placements(report.operators),
+        "placements": view.placements(report),
         "drift": worst,
         "drift_plot": Markup(plots.drift_plot(worst[:MOST_DRIFT_ROWS])) if worst else "",
         "drift_shown": min(len(worst), MOST_DRIFT_ROWS),
@@ -79,7 +79,9 @@ def _views(report: BuildReport) -> dict[str, Any]:
 def _number(value: float | None, digits: int = 2) -> str:
     if value is None:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}f}"
+    if abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
 
 
 def _significant(value: float | None) -> str:

@@ -119,16 +119,18 @@ def drift_plot(rows: Sequence[DriftRow]) -> str:
     values = [v for r in rows for v in (r.snr_db, r.own_snr_db) if v is not None]
     left = min(0.0, *values) if values else 0.0
     for y, row in zip(positions, rows, strict=True):
-        axes.plot([left, row.snr_db], [y, y], color=_INT8, linewidth=1.6, alpha=0.5)
-        axes.plot([row.snr_db], [y], marker="o", markersize=5.5, color=_INT8)
+        ranked = row.snr_db if row.own_snr_db is None else row.own_snr_db
+        axes.plot([left, ranked], [y, y], color=_INT8, linewidth=1.6, alpha=0.5)
         if row.own_snr_db is not None:
-            axes.plot([row.own_snr_db], [y], marker="D", markersize=4.5, color=_FLOAT)
+            axes.plot([row.snr_db], [y], marker="D", markersize=4.5, color=_FLOAT)
+        axes.plot([ranked], [y], marker="o", markersize=5.5, color=_INT8)
     axes.set_xlim(left, max([*values, 1.0]) * 1.06)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_yticks(positions)
     axes.set_yticklabels([_short(r.site) for r in rows])
-    words = "SNR of the layer's output in dB, lower is worse;  ● in the quantized program"
-    axes.set_xlabel(f"{words}   ◆ only this layer quantized" if both else words, color=_MUTED)
+    words = "SNR of the layer's output in dB, lower is worse;  ● "
+    words += "only this layer quantized   ◆ in the quantized program" if both else "quantized"
+    axes.set_xlabel(words, color=_MUTED)
     return _svg(figure, "drift")
 
 

@@ -63,6 +63,7 @@ class Placement:
     operators: int
     elsewhere: tuple[Elsewhere, ...]
     elsewhere_count: int
+    float_file: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +185,11 @@ def machines(report: BuildReport) -> tuple[tuple[Machine, tuple[LatencyResult, .
     return tuple((machine, tuple(results)) for machine, results in found.values())
 
 
-def placements(rows: Iterable[OperatorRow]) -> tuple[Placement, ...]:
+def placements(report: BuildReport) -> tuple[Placement, ...]:
     """Group the operators by artifact."""
+    floats = {a.name for a in report.artifacts if a.precision.startswith("float")}
     grouped: dict[str, list[OperatorRow]] = defaultdict(list)
-    for row in rows:
+    for row in report.operators:
         grouped[row.artifact].append(row)
     return tuple(
         Placement(
@@ -197,6 +199,7 @@ def placements(rows: Iterable[OperatorRow]) -> tuple[Placement, ...]:
             operators=len(found),
             elsewhere=_elsewhere(found),
             elsewhere_count=sum(row.precision != "int8" for row in found),
+            float_file=artifact in floats,
         )
         for artifact, found in grouped.items()
     )

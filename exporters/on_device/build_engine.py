@@ -35,6 +35,18 @@ TRTEXEC_PLACES = (
     "/opt/tensorrt/bin/trtexec",
 )
 SCHEMA = 1
+KEYS = (
+    "sha256",
+    "minimum_tensorrt",
+    "flags",
+    "profiles",
+    "tolerance",
+    "inputs",
+    "outputs",
+    "warmup",
+    "samples",
+)
+NAMES = ("onnx", "golden", "timing_cache", "artifact")
 MAX_GOLDEN_RUNS = 16
 WARM_UP_MS = 500
 TYPES = {  # numpy's descriptor -> (name, struct code, bytes)
@@ -128,8 +140,11 @@ def read_description(path: str) -> dict[str, Any]:
         raise Failure(2, f"{path}: cannot be read: {error}") from None
     if not isinstance(engine, dict) or engine.get("schema") != SCHEMA:
         raise Failure(2, f"{path}: is no engine description of schema {SCHEMA}")
-    for key in ("artifact", "onnx", "golden", "timing_cache"):
-        name = str(engine.get(key, ""))
+    for key in (*KEYS, *NAMES):
+        if engine.get(key) is None:
+            raise Failure(2, f"{path}: {key} is missing")
+    for key in NAMES:
+        name = str(engine[key])
         if not name or os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
             raise Failure(2, f"{path}: {key} {name!r} is no name inside the folder")
     return engine

@@ -153,6 +153,10 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
 def _functional_twin(node: Node) -> Any:
     """Return the functional overload of an in-place operator, or None where it is not safe."""
     source = node.args[0] if node.args else None
+    while isinstance(source, Node) and operator_name(source) in _IDENTITIES:
+        if len(source.users) > 1:
+            return None
+        source = source.args[0]  # in eval mode it is the same storage
     if not isinstance(source, Node) or source.op != "call_function" or len(source.users) > 1:
         return None
     schema = getattr(source.target, "_schema", None)
@@ -182,11 +186,11 @@ def _own_and_clean(
 ) -> tuple[ExportedProgram, set[str]]:
     """Copy every tensor, give each operator its site, and drop what does nothing."""
     editor = ProgramEditor(exported)
-    clones: dict[int, Tensor] = {}
+    clones: dict[tuple[Any, ...], Tensor] = {}
     for fqn, value in editor.table.items():
         # one clone a storage, so that tied weights stay tied
-        key = value.data_ptr() if value.numel() else id(value)
-        if key not in clones or clones[key].shape != value.shape:
+        key = (value.data_ptr() if value.numel() else id(value), value.shape, value.stride())
+        if key not in clones:
             clones[key] = value.detach().clone()
         editor.table[fqn] = clones[key]
     users = program.user_input_names(exported)

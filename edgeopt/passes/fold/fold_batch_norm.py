@@ -116,6 +116,8 @@ def _rest(norm: nn.Module) -> nn.Module | None:
     dims = {nn.BatchNorm1d: (8,), nn.BatchNorm3d: (2, 2, 2)}
     shape = next((s for kind, s in dims.items() if isinstance(norm, kind)), (4, 4))
     probe = torch.randn(2, norm.num_features, *shape, generator=torch.Generator().manual_seed(0))
+    assert norm.running_mean is not None
+    probe = probe.to(norm.running_mean.dtype)
     with torch.no_grad():
         plain = F.batch_norm(
             probe, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps

@@ -49,6 +49,7 @@ class _Site:
     inputs: int
     outputs: int
     refusal: str = ""
+    partners: tuple[str, ...] = ()  # modules that are pruned with it, since the weight is theirs too
 
 
 class PruneNM(Pass[PruneNMConfig]):
@@ -79,10 +80,14 @@ class PruneNM(Pass[PruneNMConfig]):
         changes: dict[str, str] = {}
         skipped: dict[str, str] = {}
         contracts = []
+        dense = {site.module for site in sites if site.module not in chosen} | left
         for site in sites:
             if site.module not in chosen:
                 continue
             reason = site.refusal or ("named in exclude" if site.module in left else "")
+            shared = next((name for name in site.partners if name in dense), None)
+            if not reason and shared is not None:
+                reason = f"its weight is also that of {shared}, which is to stay dense"
             reason = reason or self._unusable(site, ctx.profile.sparsity, ctx.profile.name)
             if reason:
                 skipped[site.module] = reason
@@ -160,13 +165,26 @@ def _sites(module: nn.Module) -> list[_Site]:
         for leaf, _ in child.named_parameters(recurse=False)
     }
     by_weight = {site.weight: site for site in found}
+    groups: dict[str, list[str]] = {}
     for contract in tied_contracts(module):
-        for mine, other in ((contract.a, contract.b), (contract.b, contract.a)):
-            site, partner = by_weight.get(mine), by_weight.get(other)
-            if site is None or (partner is not None and partner.axis == site.axis):
-                continue  # two linears with one weight are pruned as one
-            reason = f"{mine} is tied to {other} of a {type(kinds[other]).__name__}"
-            by_weight[mine] = dataclasses.replace(site, refusal=reason)
+        groups.setdefault(contract.a, [contract.a]).append(contract.b)
+    for names in groups.values():
+        sites = [by_weight[name] for name in names if name in by_weight]
+        for site in sites:
+            alien = next(
+                (
+                    name
+                    for name in names
+                    if name not in by_weight or by_weight[name].axis != site.axis
+                ),
+                None,
+            )
+            refusal = site.refusal or next((s.refusal for s in sites if s.refusal), "")
+            if alien is not None:
+                refusal = f"{site.weight} is tied to {alien} of a {type(kinds[alien]).__name__}"
+            # two linears with one weight are pruned as one
+            partners = tuple(s.module for s in sites if s is not site)
+            by_weight[site.weight] = dataclasses.replace(site, refusal=refusal, partners=partners)
     return list(by_weight.values())
 
 

@@ -73,7 +73,7 @@ class Calibrate(Pass[CalibrateConfig]):
                 for row in plan.edges[method]
                 if row.role is Role.OUTPUT and row.spec is not None
             }
-            observers, batches = _observe(exported, set(wanted), ctx, self.config.method)
+            observers, batches = _observe(exported, wanted, ctx, self.config.method)
             measured[method] = {
                 edge: self._statistics(observer) for edge, observer in observers.items()
             }
@@ -113,7 +113,7 @@ class _Watch(Interpreter):
 
 
 def _observe(
-    exported: ExportedProgram, wanted: set[str], ctx: PassContext, method: str
+    exported: ExportedProgram, wanted: dict[str, str], ctx: PassContext, method: str
 ) -> tuple[dict[str, RangeObserver], int]:
     observers = {edge: RangeObserver(histogram=method == "percentile") for edge in sorted(wanted)}
     watch = _Watch(program.runnable(exported), observers)
@@ -127,10 +127,11 @@ def _observe(
     if batches == 0:
         raise DataError("calibrate: the calibration data hold no sample")
     for edge, observer in observers.items():
-        if observer.count and not (
-            torch.isfinite(torch.tensor([observer.minimum, observer.maximum])).all()
-        ):
-            raise DataError(f"calibrate: edge {edge} took NaN or Inf on the calibration data")
+        if not observer.finite:
+            raise DataError(
+                f"calibrate: {wanted[edge]} took NaN or Inf on the calibration data; look for bad "
+                "samples"
+            )
     return observers, batches
 
 

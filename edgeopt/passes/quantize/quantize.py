@@ -213,22 +213,28 @@ class _Writer:
         self.contracts.append(Quantized(row.edge, spec, fqn))
 
     def _bias_on_grid(self, calls: list[Node], scale: Tensor, fqn: str) -> Tensor:
-        call = calls[0]
-        bias = call.args[2] if len(call.args) > 2 else None
-        bias_fqn = self._editor.fqn(bias) if isinstance(bias, Node) else None
-        if bias_fqn is None:
-            return scale
-        activation = call.args[0]
-        assert isinstance(activation, Node)
-        input_scale = self._editor.tensor(activation.args[1])
-        assert input_scale is not None
-        value = self._editor.table[bias_fqn].detach().float()
-        scale, raised = raise_for_bias(scale, value, float(input_scale))
-        if raised:
-            self.notes.append(
-                f"{fqn}: weight scale raised in {len(raised)} channels so that the bias fits 2^24"
-            )
-        self._editor.replace(bias_fqn, on_grid(value, input_scale, scale))
+        # Layers with a tied weight have biases of their own, and share the input's scale.
+        found: dict[str, Tensor] = {}
+        for call in calls:
+            bias = call.args[2] if len(call.args) > 2 else None
+            bias_fqn = self._editor.fqn(bias) if isinstance(bias, Node) else None
+            activation = call.args[0]
+            assert isinstance(activation, Node)
+            input_scale = self._editor.tensor(activation.args[1])
+            assert input_scale is not None
+            if bias_fqn is not None:
+                found[bias_fqn] = input_scale
+        for bias_fqn, input_scale in found.items():
+            value = self._editor.table[bias_fqn].detach().float()
+            scale, raised = raise_for_bias(scale, value, float(input_scale))
+            if raised:
+                self.notes.append(
+                    f"{fqn}: weight scale raised in {len(raised)} channels so that the bias fits "
+                    "2^24"
+                )
+        for bias_fqn, input_scale in found.items():
+            value = self._editor.table[bias_fqn].detach().float()
+            self._editor.replace(bias_fqn, on_grid(value, input_scale, scale))
         return scale
 
 

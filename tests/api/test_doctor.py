@@ -1,0 +1,96 @@
+"""`edgeopt doctor`: what is here, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pydantic
+import pytest
+from edgeopt.runtime_tests.machine import machine
+
+from edgeopt.api import doctor
+from edgeopt.api.doctor import DoctorResult, is_device, run_doctor
+from edgeopt.cli import main
+from edgeopt.target import load_profile, profile_names
+
+
+@pytest.fixture(scope="module")
+def result() -> DoctorResult:
+    """Look at this machine once: importing every package takes seconds."""
+    return run_doctor()
+
+
+def test_every_piece_says_what_it_is_for_and_how_to_get_it(result: DoctorResult) -> None:
+    for piece in result.pieces:
+        assert piece.gives, piece.name
+        assert piece.without, piece.name
+        assert piece.install, piece.name
+        assert piece.available != bool(piece.problem), piece.name
+
+
+def test_what_the_tests_run_on_is_found(result: DoctorResult) -> None:
+    found = {piece.name: piece for piece in result.pieces}
+    assert found["torch"].available
+    assert found["torch"].version
+    assert result.healthy
+
+
+def test_every_target_of_every_profile_is_listed(result: DoctorResult) -> None:
+    listed = {(m.profile, m.target) for m in result.measurable}
+    for name in profile_names():
+        profile = load_profile(name)
+        assert {(name, t.name) for t in (*profile.targets, *profile.stand_ins)} <= listed
+    assert all(bool(m.reason) == (m.here == "no") for m in result.measurable)
+
+
+def test_the_cpu_features_are_those_of_the_machine(result: DoctorResult) -> None:
+    present = set(machine().features)
+    assert result.cpu
+    assert all(feature.available == (feature.name in present) for feature in result.cpu)
+
+
+@pytest.mark.parametrize(
+    ("runs_here", "expected"),
+    [("any-cpu", True), ("", False), ("jetson-nosuchboard", False), ("cuda-sm10", False)],
+)
+def test_a_machine_is_recognised_by_the_profiles_word(runs_here: str, expected: bool) -> None:
+    assert is_device(runs_here) is expected
+
+
+def test_a_missing_package_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = doctor.find_spec
+
+    def find(name: str, package: str | None = None) -> Any:
+        return None if name in ("onnxscript", "tensorrt_rtx_bindings") else real(name, package)
+
+    monkeypatch.setattr(doctor, "find_spec", find)
+    monkeypatch.setattr(doctor, "import_module", lambda name: None)
+    result = run_doctor()
+    found = {piece.name: piece for piece in result.pieces}
+    assert found["onnxscript"].problem == "not installed"
+    assert found["TensorRT-RTX"].problem == "not installed"
+    assert not result.healthy
+
+
+def test_a_broken_package_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise OSError(f"lib{name}.so: cannot open\nand more")
+
+    monkeypatch.setattr(doctor, "import_module", fail)
+    piece = doctor._look(doctor._OPTIONAL[0])
+    assert not piece.available
+    assert piece.problem == "does not import: OSError: libonnxruntime.so: cannot open"
+
+
+def test_the_command_prints_tables_and_json(
+    result: DoctorResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "run_doctor", lambda: result)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for title in ("What is here", "CPU features", "What can be measured here"):
+        assert title in text
+    assert main(["doctor", "--json"]) == 0
+    read = pydantic.TypeAdapter(DoctorResult).validate_python(json.loads(capsys.readouterr().out))
+    assert read == result
