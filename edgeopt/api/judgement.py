@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt import bundle as bundles
 from edgeopt.api import measure
@@ -15,7 +15,7 @@ from edgeopt.api.compile import Branch, Job, export, has_dynamic_batch
 from edgeopt.api.limits import DEVICE_ONLY, Found
 from edgeopt.artifact import Artifact
 from edgeopt.data import Samples
-from edgeopt.errors import CheckFailed
+from edgeopt.errors import CheckFailed, RuntimeUnavailable
 from edgeopt.results import (
     AccuracyResult,
     ArtifactRow,
@@ -30,6 +30,9 @@ from edgeopt.results import (
 )
 from edgeopt.target import Protocol
 
+
+if TYPE_CHECKING:
+    from edgeopt.runtime_tests.latency import Subject
 
 STAND_IN_BATCH = 50
 
@@ -116,7 +119,7 @@ class Judgement:
         if self._wishes.drift and self._job.quantizes and self._samples() is not None:
             with self._stage("drift ranking"):
                 self._rank()
-        if self._wishes.latency:
+        if self._wishes.latency and self._samples() is not None:
             with self._stage("latency"):
                 self._measure_latency()
             with self._stage("memory"):
@@ -268,21 +271,36 @@ class Judgement:
         self.drift = measure.drift_ranking(self._written[0].branch, samples)
 
     def _measure_latency(self) -> None:
-        from edgeopt.api.timing import time_pair
+        from edgeopt.runtime_tests.latency import compare
 
         for int8, plain in self._pairs():
-            results, comparison = time_pair(
-                self._folder,
-                int8.artifact,
-                plain.artifact,
-                self._protocol(int8),
-                samples=self._samples(),
-                stand_in=self._job.profile.runs_here != "any-cpu",
+            protocol = self._protocol(int8)
+            pair = compare(
+                self._subject(int8, protocol),
+                self._subject(plain, protocol),
+                protocol,
                 seed=self._wishes.seed,
                 progress=self._job.progress,
             )
-            self.latency += results
-            self.comparisons.append(comparison)
+            self.latency += [pair.candidate, pair.baseline]
+            self.comparisons.append(pair.comparison)
+
+    def _subject(self, written: Written, protocol: Protocol) -> Subject:
+        from edgeopt.runtime_tests.latency import subject
+        from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
+
+        samples = self._samples()
+        assert samples is not None
+        artifact = written.artifact
+        return subject(
+            artifact.name,
+            OnnxRuntimeRunner(),
+            [self._folder / artifact.model_file.path],
+            measure.named_inputs(artifact, samples, measure.static_batch(artifact) or 1),
+            protocol,
+            method=artifact.methods[0].name,
+            stand_in=self._job.profile.runs_here != "any-cpu",
+        )
 
     def _pairs(self) -> list[tuple[Written, Written]]:
         """Return the INT8 files that run here, each with its float yardstick."""
@@ -311,9 +329,14 @@ class Judgement:
         from edgeopt.runtime_tests.memory import peak_memory
 
         for written in self._written:
-            if _is_onnxruntime(written):
-                path = self._folder / written.artifact.model_file.path
+            if not _is_onnxruntime(written):
+                continue
+            path = self._folder / written.artifact.model_file.path
+            try:
                 self.memory.append(peak_memory(written.artifact.name, path))
+            except RuntimeUnavailable as failure:
+                self.warnings.append(f"memory was not measured: {failure}")
+                return
 
 
 def _is_onnxruntime(written: Written) -> bool:

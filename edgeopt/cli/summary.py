@@ -73,33 +73,36 @@ def accuracy_table(results: tuple[AccuracyResult, ...]) -> Table:
         (
             a.artifact,
             a.runtime,
-            a.metric,
+            f"{a.metric}\n({a.samples} samples)",
             number(a.reference),
             number(a.value),
-            _with_interval(a.drop, a.drop_low, a.drop_high),
-            a.unit,
+            _drop(a),
             number(a.agreement),
             number(a.snr_db, 1),
-            str(a.samples),
         )
         for a in results
     )
-    heads = (">float", ">this", ">drop (95 %)", "unit", ">agreement %", ">SNR dB", ">samples")
+    heads = (">float", ">this", ">drop\n(95 %)", ">agrees\n%", ">SNR\ndB")
     return Table("Accuracy", ("artifact", "runtime", "metric", *heads), rows)
 
 
-def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None or low is None or high is None:
-        return number(value)
-    return f"{number(value)} ({number(low)} to {number(high)})"
+def _drop(result: AccuracyResult) -> str:
+    if result.drop is None:
+        return "-"
+    drop = f"{number(result.drop)} {result.unit}"
+    if result.drop_low is None or result.drop_high is None:
+        return drop
+    return f"{drop}\n({number(result.drop_low)} to {number(result.drop_high)})"
 
 
 def _show_latency(results: tuple[LatencyResult, ...]) -> None:
-    machines: dict[str, list[LatencyResult]] = {}
-    for result in results:
-        machines.setdefault(machine_line(result.machine), []).append(result)
-    for machine, found in machines.items():
-        show_table(latency_table(tuple(found), f"Latency on {machine}"))
+    groups: dict[str, list[LatencyResult]] = {}
+    for r in results:
+        threads = "1 thread" if r.threads == 1 else f"{r.threads} threads"
+        where = f"{machine_line(r.machine)}, {r.runtime}, {threads}, batch {r.batch}"
+        groups.setdefault(where, []).append(r)
+    for where, found in groups.items():
+        show_table(latency_table(tuple(found), f"Latency on {where}"))
 
 
 def latency_table(results: tuple[LatencyResult, ...], title: str) -> Table:
@@ -107,23 +110,20 @@ def latency_table(results: tuple[LatencyResult, ...], title: str) -> Table:
     rows = tuple(
         (
             f"{r.artifact}*" if r.stand_in else r.artifact,
-            r.runtime,
             _percentile(r.p50),
             _percentile(r.p90),
             _percentile(r.p99),
-            str(r.threads),
-            str(r.batch),
             str(len(r.samples_ms)),
         )
         for r in results
     )
     note = "; * stand-in, not the device, never gated" if any(r.stand_in for r in results) else ""
-    heads = (">p50 ms (95 %)", ">p90", ">p99", ">threads", ">batch", ">samples")
-    return Table(f"{title}{note}", ("artifact", "runtime", *heads), rows)
+    heads = (">p50 ms\n(95 %)", ">p90", ">p99", ">samples")
+    return Table(f"{title}{note}", ("artifact", *heads), rows)
 
 
 def _percentile(p: Percentile) -> str:
-    return f"{p.value:.3f} ({p.low:.3f} to {p.high:.3f})"
+    return f"{p.value:.3f}\n({p.low:.3f} to {p.high:.3f})"
 
 
 def machine_line(machine: Machine) -> str:
@@ -139,14 +139,14 @@ def comparison_table(comparisons: tuple[Comparison, ...]) -> Table:
         (
             c.candidate,
             c.baseline,
-            f"{c.ratio:.3f} ({c.low:.3f} to {c.high:.3f})",
+            f"{c.ratio:.3f}\n({c.low:.3f} to {c.high:.3f})",
             f"{1 / c.ratio:.2f}" if c.ratio > 0 else "-",
             f"{c.noise:.3f}",
             c.pace.value,
         )
         for c in comparisons
     )
-    heads = (">ratio (95 %)", ">speedup", ">noise", "verdict")
+    heads = (">ratio\n(95 %)", ">speedup", ">noise", "verdict")
     return Table("Interleaved", ("candidate", "baseline", *heads), rows)
 
 

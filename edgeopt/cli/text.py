@@ -34,7 +34,7 @@ class Table:
     Attributes:
         title: Above the rows.
         columns: Headings; a leading `>` aligns the column right.
-        rows: Cells as text.
+        rows: Cells as text; a line end shows on a terminal and is a space in a pipe.
     """
 
     title: str
@@ -88,15 +88,17 @@ def _show_rich(table: Table) -> None:
     )
     for column in table.columns:
         right = column.startswith(">")
-        grid.add_column(column.removeprefix(">"), justify="right" if right else "left")
+        grid.add_column(
+            column.removeprefix(">"), justify="right" if right else "left", overflow="fold"
+        )
     for row in table.rows:
         grid.add_row(*(Text(printable(cell), style=STYLES.get(cell, "")) for cell in row))
     Console().print(grid)
 
 
 def _show_plain(table: Table) -> None:
-    heads = [column.removeprefix(">") for column in table.columns]
-    lines = [heads, *([printable(cell) for cell in row] for row in table.rows)]
+    heads = [column.removeprefix(">").replace("\n", " ") for column in table.columns]
+    lines = [heads, *([" ".join(printable(c).split("\n")) for c in row] for row in table.rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     if table.title:
         print(printable(table.title))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -364,3 +365,41 @@ def test_names_from_files_do_not_steer_the_terminal(
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
     assert "\x07" not in err
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_stopped_build_leaves_nothing(number: int, code: int, tmp_path: Path) -> None:
+    script = f"""
+import time
+from pathlib import Path
+import edgeopt.api.build as api
+from edgeopt.cli import main
+from edgeopt.files import atomic_folder
+
+def run_build(options, *, progress):
+    with atomic_folder(options.out) as work:
+        (work / "half.onnx").write_bytes(bytes(9))
+        print("started", flush=True)
+        time.sleep(60)
+
+api.run_build = run_build
+raise SystemExit(main(["build", "--out", {str(tmp_path / "bundle")!r}]))
+"""
+    running = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell would pass an ignored SIGINT on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "started\n"
+    assert list(tmp_path.iterdir())
+    running.send_signal(number)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == code
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" not in err

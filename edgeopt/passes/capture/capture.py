@@ -142,11 +142,21 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     twins = {node.name: twin for node in mutable if (twin := _functional_twin(node)) is not None}
     if len(twins) < len(mutable):
         with torch.no_grad():
-            return exported.run_decompositions({})
+            return _without_dropout(exported).run_decompositions({})
     editor = ProgramEditor(exported)
     for node in editor.graph.nodes:
         if node.name in twins:
             node.target = twins[node.name]
+    return editor.finish()
+
+
+def _without_dropout(exported: ExportedProgram) -> ExportedProgram:
+    """Drop dropout, whose schema hides from functionalization that its output is its input."""
+    editor = ProgramEditor(exported)
+    for node in list(editor.graph.nodes):
+        if operator_name(node) == "dropout" and _does_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            editor.graph.erase_node(node)
     return editor.finish()
 
 
