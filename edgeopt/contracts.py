@@ -126,9 +126,7 @@ class NMSparse(Contract):
         groups = nn.functional.pad(kept, (0, -length % self.m)).reshape(-1, self.m)
         broken = int((groups.sum(dim=1) > self.n).sum())
         if broken:
-            return (
-                f"{broken} of {len(groups)} groups of {self.m} hold more than {self.n} non-zeros"
-            )
+            return f"{broken} of {len(groups)} groups of {self.m} hold more than {self.n} non-zeros"
         return None
 
 

@@ -1,4 +1,4 @@
-"""The operators of a quantized graph: `edgeopt::quantize`, `edgeopt::dequantize`, `edgeopt::lookup`.
+"""The operators of a quantized graph: `quantize`, `dequantize` and `lookup` of `edgeopt`.
 
 torch's own `quantized_decomposed` has no 4-bit storage, two-level scales or codebooks, so graphs
 carry these; legalizations lower them to what a target knows. Importing this module registers them.

@@ -171,6 +171,5 @@ def matches(pattern: str, address_text: str) -> bool:
     want_op, _, want_port = want_rest.partition(".")
     name = op.partition("#")[0]
     return (
-        (not want_op or fnmatch.fnmatchcase(op, want_op) or fnmatch.fnmatchcase(name, want_op))
-        and (not want_port or fnmatch.fnmatchcase(port, want_port))
-    )
+        not want_op or fnmatch.fnmatchcase(op, want_op) or fnmatch.fnmatchcase(name, want_op)
+    ) and (not want_port or fnmatch.fnmatchcase(port, want_port))

@@ -54,7 +54,8 @@ def trace(module: nn.Module, ctx: PassContext) -> Trace:
     """Capture a module for reading only."""
     try:
         with torch.no_grad():
-            return Trace(torch.export.export(module, ctx.example_args, dict(ctx.example_kwargs)))
+            args, kwargs = program.distinct(ctx.example_args, ctx.example_kwargs)
+            return Trace(torch.export.export(module, args, kwargs))
     except Exception as failure:  # torch.export raises many unrelated types
         lines = str(failure).strip().splitlines()
         return Trace(None, f"{type(failure).__name__}: {lines[0] if lines else 'no message'}")
@@ -89,7 +90,9 @@ def _chain(node: Node, names: dict[str, str]) -> Chain:
     producer = names[weight.name].rpartition(".")[0]
     value = source.meta.get("val")
     if operator_name(source) == "linear" and isinstance(value, Tensor) and value.dim() != 2:
-        return Chain(producer, consumer, f"works along axis 1, not along the features of {producer}")
+        return Chain(
+            producer, consumer, f"works along axis 1, not along the features of {producer}"
+        )
     if len(source.users) > 1:
         return Chain(producer, consumer, f"{producer} has {len(source.users)} readers")
     if len(weight.users) > 1:

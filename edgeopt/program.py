@@ -60,6 +60,28 @@ def run(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, An
         return runnable(program)(*args, **kwargs)
 
 
+def distinct(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs with a copy wherever one tensor is given twice.
+
+    torch.export takes a tensor that stands in two places for one input, and the graph then reads
+    the other input nowhere.
+    """
+    from torch.utils import _pytree as pytree
+
+    seen: set[int] = set()
+
+    def once(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        again = id(leaf) in seen
+        seen.add(id(leaf))
+        return leaf.clone() if again else leaf
+
+    return pytree.tree_map(once, (tuple(args), dict(kwargs)))  # type: ignore[no-any-return]
+
+
 def retrace(
     program: ExportedProgram,
     args: tuple[Any, ...],
@@ -70,10 +92,9 @@ def retrace(
 
     Sites survive, since re-export keeps `meta["custom"]`.
     """
+    args, kwargs = distinct(args, kwargs)
     with torch.no_grad():
-        return torch.export.export(
-            runnable(program), args, dict(kwargs), dynamic_shapes=dynamic_shapes
-        )
+        return torch.export.export(runnable(program), args, kwargs, dynamic_shapes=dynamic_shapes)
 
 
 class ProgramEditor:
@@ -232,7 +253,7 @@ class ProgramEditor:
     def _order_placeholders(self, names: list[str]) -> None:
         """Put placeholders into the signature's order, before everything else."""
         nodes = {n.name: n for n in self.graph.nodes if n.op == "placeholder"}
-        first = next((n for n in self.graph.nodes if n.op != "placeholder"))
+        first = next(n for n in self.graph.nodes if n.op != "placeholder")
         for name in names:
             first.prepend(nodes[name])
 

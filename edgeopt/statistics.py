@@ -56,9 +56,9 @@ class RangeObserver:
             merged = self._bins.reshape(-1, 2).sum(dim=1)
             self._bins = torch.zeros_like(self._bins)
             self._bins[half : half + len(merged)] = merged
-        self._bins += torch.histc(
-            x, bins=HISTOGRAM_BINS, min=-self._limit, max=self._limit
-        ).to(torch.int64)
+        self._bins += torch.histc(x, bins=HISTOGRAM_BINS, min=-self._limit, max=self._limit).to(
+            torch.int64
+        )
 
     def percentile(self, keep: float) -> tuple[float, float]:
         """Return the range that leaves (100 - keep) % out, half of it at each end.

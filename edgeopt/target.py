@@ -303,9 +303,7 @@ class DeviceProfile:
         """
         found = {t.name: t for t in (*self.targets, *self.stand_ins)}
         if name not in found:
-            raise ProfileError(
-                f"profile {self.name}: no target {name!r}{nearest(name, found)}"
-            )
+            raise ProfileError(f"profile {self.name}: no target {name!r}{nearest(name, found)}")
         return found[name]
 
 

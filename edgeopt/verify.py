@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -206,14 +207,14 @@ def finite(step: Step) -> Iterator[Violation]:
 
 def equivalence(step: Step) -> Iterator[Violation]:
     """An EQUIVALENT pass keeps the outputs, up to float rounding."""
-    if step.pass_.effect is Effect.EQUIVALENT and step.drift_db is not None:
-        if step.drift_db < EQUIVALENT_SNR_DB:
-            yield Violation(
-                "equivalence",
-                "",
-                f"outputs moved to {step.drift_db:.1f} dB, "
-                f"at least {EQUIVALENT_SNR_DB:.0f} dB is float rounding",
-            )
+    drift_db = step.drift_db if step.pass_.effect is Effect.EQUIVALENT else None
+    if drift_db is not None and drift_db < EQUIVALENT_SNR_DB:
+        yield Violation(
+            "equivalence",
+            "",
+            f"outputs moved to {drift_db:.1f} dB, "
+            f"at least {EQUIVALENT_SNR_DB:.0f} dB is float rounding",
+        )
 
 
 def drift_recorded(step: Step) -> Iterator[Violation]:
@@ -254,14 +255,11 @@ def tied_weights(step: Step) -> Iterator[Violation]:
     if step.state.module is None:
         return
     untied = {frozenset(pair) for pair in step.result.untied}
-    now = step.after.tied
     for group in step.before.tied:
-        for name in sorted(group):
-            for other in sorted(group):
-                pair = frozenset((name, other))
-                if name < other and pair not in untied:
-                    if not any(pair <= later for later in now):
-                        yield Violation("tied", name, f"no longer shares storage with {other}")
+        for name, other in itertools.combinations(sorted(group), 2):
+            pair = frozenset((name, other))
+            if pair not in untied and not any(pair <= later for later in step.after.tied):
+                yield Violation("tied", name, f"no longer shares storage with {other}")
 
 
 def reference_intact(step: Step) -> Iterator[Violation]:

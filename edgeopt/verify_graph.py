@@ -152,9 +152,7 @@ def qparams(step: Step) -> Iterator[Violation]:
             assert isinstance(value, Node)
             channels = value.meta["val"].shape[found.params.axis]
             if scale.numel() != channels:
-                yield Violation(
-                    "qparams", where, f"{scale.numel()} scales for {channels} channels"
-                )
+                yield Violation("qparams", where, f"{scale.numel()} scales for {channels} channels")
 
 
 def shared_parameters(step: Step) -> Iterator[Violation]:
@@ -269,7 +267,11 @@ def accumulator(step: Step) -> Iterator[Violation]:
 
 def _code_range(codes_dtype: str) -> tuple[int, int]:
     bits = int(codes_dtype.lstrip("uint"))
-    return (0, 2**bits - 1) if codes_dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return (
+        (0, 2**bits - 1)
+        if codes_dtype.startswith("u")
+        else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    )
 
 
 def planned_edges_quantized(step: Step) -> Iterator[Violation]:
@@ -278,9 +280,7 @@ def planned_edges_quantized(step: Step) -> Iterator[Violation]:
     if plan is None:
         return
     for method, exported in _programs(step):
-        present = {
-            edge_of(n) for n in exported.graph.nodes if n.target in (QUANTIZE, DEQUANTIZE)
-        }
+        present = {edge_of(n) for n in exported.graph.nodes if n.target in (QUANTIZE, DEQUANTIZE)}
         for row in plan.edges[method]:
             if row.spec is not None and row.role.value != "bias" and row.edge not in present:
                 yield Violation("planned", row.address, "is planned, but not quantized")

@@ -47,8 +47,7 @@ class OnnxExporter(Exporter):
         opset = int(request.target.options.get("opset", 20))
         if opset not in OPSETS:
             found.append(
-                f"opset {opset}: torch writes valid models from {OPSETS.start} "
-                f"to {OPSETS.stop - 1}"
+                f"opset {opset}: torch writes valid models from {OPSETS.start} to {OPSETS.stop - 1}"
             )
         if len(request.programs) != 1:
             found.append(f"{len(request.programs)} methods: an ONNX file holds one")
@@ -64,10 +63,11 @@ class OnnxExporter(Exporter):
             raise ExportError(f"onnx: {request.name}: {problems[0]}")
         (method,) = request.programs
         exported = request.programs[method]
-        model = _to_onnx(exported, int(request.target.options.get("opset", 20)))
-        sites = _site_of_nodes(model, exported)
+        model, written = _to_onnx(exported, int(request.target.options.get("opset", 20)))
+        sites = _site_of_nodes(model, written)
         _name_nodes(model, sites)
         transforms, folded = _rewrite(model)
+        transforms |= _name_weights(model, exported)
         if request.precision == "float16":
             from edgeopt.exporters.onnx_rewrites.to_float16 import to_float16
 
@@ -106,7 +106,8 @@ def tool_versions() -> dict[str, str]:
     return {"edgeopt": edgeopt.__version__} | {name: metadata.version(name) for name in names}
 
 
-def _to_onnx(exported: ExportedProgram, opset: int) -> ir.Model:
+def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedProgram]:
+    """Return the model, and the program that torch.onnx made it from: it decomposes first."""
     import onnxscript
 
     # The functions below are traced by onnxscript, which wants the opset as a plain name.
@@ -159,13 +160,14 @@ def _to_onnx(exported: ExportedProgram, opset: int) -> ir.Model:
     finally:
         chatter.setLevel(level)
     assert result is not None
-    return result.model
+    return result.model, result.exported_program
 
 
 def _site_of_nodes(model: ir.Model, exported: ExportedProgram) -> dict[ir.Node, str]:
     """Map ONNX nodes to the addresses of the operators that they came from.
 
-    torch.onnx records the graph node's text; the name counts only if the operator is the same.
+    torch.onnx records the text of a graph node. Only in the program that it decomposed itself does
+    that name stand for the same node.
     """
     known = {node.name: node for node in exported.graph.nodes if node.op == "call_function"}
     found: dict[ir.Node, str] = {}
@@ -173,9 +175,14 @@ def _site_of_nodes(model: ir.Model, exported: ExportedProgram) -> dict[ir.Node, 
         text = node.metadata_props.get("pkg.torch.onnx.fx_node", "")
         match = re.match(r"%(\w+) .*?target=([\w.]+)", text)
         source = known.get(match.group(1)) if match else None
-        if match is None or source is None or str(source.target) not in (
-            match.group(2),
-            match.group(2).removeprefix("torch.ops."),
+        if (
+            match is None
+            or source is None
+            or str(source.target)
+            not in (
+                match.group(2),
+                match.group(2).removeprefix("torch.ops."),
+            )
         ):
             continue
         site = edges.site_of(source)
@@ -216,11 +223,70 @@ def _rewrite(model: ir.Model) -> tuple[dict[str, str], dict[str, ir.Value]]:
     }
 
 
+def _name_weights(model: ir.Model, exported: ExportedProgram) -> dict[str, str]:
+    """Give weights that torch.onnx stored transposed, under a number, their FQN again.
+
+    Returns:
+        Initializer -> `transpose`, for those that were found.
+    """
+    import numpy as np
+
+    initializers, table = model.graph.initializers, program.tensors(exported)
+    numbered = [
+        value
+        for name, value in initializers.items()
+        if name not in table and value.const_value is not None and len(value.const_value.shape) == 2
+    ]
+    found: dict[str, str] = {}
+    for fqn, tensor in table.items():
+        if fqn in initializers or tensor.dim() != 2:
+            continue
+        wanted = tensor.detach().cpu().numpy().T
+        for value in numbered:
+            assert value.const_value is not None
+            if tuple(value.const_value.shape) != wanted.shape:
+                continue
+            if np.array_equal(value.const_value.numpy(), wanted):
+                value.name = fqn
+                numbered.remove(value)
+                found[fqn] = "transpose"
+                break
+    return found
+
+
 def _name_interface(model: ir.Model, request: ExportRequest) -> None:
-    for value, name in zip(model.graph.inputs, request.input_names, strict=False):
+    named = [
+        *zip(model.graph.inputs, request.input_names, strict=False),
+        *zip(model.graph.outputs, request.output_names, strict=False),
+    ]
+    wanted = {name for _, name in named}
+    for node in model.graph:  # a value in between may have the name that the user wants
+        for value in node.outputs:
+            if value.name in wanted:
+                value.name = f"{value.name}_inside"
+    for value, name in named:
         value.name = name
-    for value, name in zip(model.graph.outputs, request.output_names, strict=False):
-        value.name = name
+    _name_batch(model)
+
+
+def _name_batch(model: ir.Model) -> None:
+    """Call the symbol of a dynamic first dimension `batch`."""
+    import onnx_ir as ir
+
+    leading = [value.shape[0] for value in model.graph.inputs if value.shape]
+    symbols = {str(size.value) for size in leading if not isinstance(size, int)}
+    if len(symbols) != 1:
+        return
+    symbol = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
+        if value.shape is None:
+            continue
+        value.shape = ir.Shape(
+            [
+                size if isinstance(size, int) else symbol.sub("batch", str(size.value))
+                for size in value.shape
+            ]
+        )
 
 
 def _name_codes(

@@ -406,11 +406,10 @@ class _Sites:
                 if coded[0]
                 else "its input is not quantized"
             )
-        bias = source.input(2)
-        if bias and not self._reads_codes(bias):
-            return "its bias is not on an int32 grid"
         if _PRODUCTS[source.operator] == "convolution" and not self._writes_codes(source):
             return "its output is not quantized, and QLinearConv writes codes only"
+        if source.input(2) and not self._reads_codes(source.input(2)):
+            return "its bias is not on an int32 grid"
         return "ONNX Runtime did not fuse it with the quantize and dequantize nodes around it"
 
     def _reads_codes(self, name: str) -> bool:

@@ -144,7 +144,7 @@ def _result(
         nodes=len(details),
         elements=elements,
         equal=equal,
-        exact=equal == elements,
+        exact=equal == elements > 0,
         max_lsb=max((d.max_lsb for d in details), default=0.0),
         first_difference=first,
         details=details,

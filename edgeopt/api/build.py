@@ -276,9 +276,7 @@ class _Build:
 
     # --- files ----------------------------------------------------------------------------------
 
-    def _export(
-        self, folder: Path, trunk: ModelState, branches: list[Branch]
-    ) -> list[Written]:
+    def _export(self, folder: Path, trunk: ModelState, branches: list[Branch]) -> list[Written]:
         """Write each branch's file and its float yardstick, the first target's first."""
         found: list[Written] = []
         for branch in branches:
@@ -335,6 +333,8 @@ class _Build:
         judgement.collect()
         main = judgement.found_for_verdict()
         limit_rows = judging.judge(self.limits, main)
+        if not written[0].own:
+            limit_rows = judging.withheld(limit_rows, "only a stand-in was built")
         return BuildReport(
             bundle="",
             edgeopt=edgeopt.__version__,

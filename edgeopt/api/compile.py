@@ -129,9 +129,7 @@ def run_trunk(job: Job) -> ModelState:
     """Run the module passes and the capture, once for all targets."""
     trunk, rest = split_passes(job.passes, job.recipe)
     # A wrong order in the branch must fail before the model is touched.
-    Pipeline(
-        rest, start=Stage.GRAPH, start_phase=Phase.FLOAT, already=tuple(p.name for p in trunk)
-    )
+    Pipeline(rest, start=Stage.GRAPH, start_phase=Phase.FLOAT, already=tuple(p.name for p in trunk))
     context = job.context(job.profile.targets[0])
     return Pipeline(trunk).run(ModelState(module=job.loaded.module), context, verify=job.verify)
 
@@ -188,9 +186,7 @@ def exporter_for(format_: str) -> Exporter:
     from edgeopt.exporters.onnx import OnnxExporter
     from edgeopt.exporters.tensorrt import TensorRTExporter
 
-    known: dict[str, type[Exporter]] = {
-        e.format: e for e in (OnnxExporter, TensorRTExporter)
-    }
+    known: dict[str, type[Exporter]] = {e.format: e for e in (OnnxExporter, TensorRTExporter)}
     if format_ not in known:
         raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
     return known[format_]()
@@ -231,7 +227,8 @@ def has_dynamic_batch(exported: ExportedProgram) -> bool:
     return any(
         not isinstance(size, int)
         for node in exported.graph.nodes
-        if node.op == "placeholder" and node.name in names
+        if node.op == "placeholder"
+        and node.name in names
         and isinstance(node.meta.get("val"), Tensor)
         for size in node.meta["val"].shape
     )
@@ -286,5 +283,5 @@ def export(
     problems = exporter.unsupported(request)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ExportError(f"{target.format}: {name}: {problems[0]}{more}")
+        raise ExportError(f"target {name}: {problems[0]}{more}")
     return exporter.export(request, folder)

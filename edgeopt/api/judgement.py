@@ -30,7 +30,6 @@ from edgeopt.results import (
 )
 from edgeopt.target import Protocol
 
-
 if TYPE_CHECKING:
     from edgeopt.runtime_tests.latency import Subject
 
@@ -247,14 +246,17 @@ class Judgement:
             return
         job = dataclasses.replace(self._job, batch=batch)
         with tempfile.TemporaryDirectory() as work:
-            yield Path(work), export(
-                job,
-                state,
-                written.branch.target,
+            yield (
                 Path(work),
-                name=artifact.name,
-                precision=artifact.precision,
-                build_key="",
+                export(
+                    job,
+                    state,
+                    written.branch.target,
+                    Path(work),
+                    name=artifact.name,
+                    precision=artifact.precision,
+                    build_key="",
+                ),
             )
 
     def _prove(self) -> None:

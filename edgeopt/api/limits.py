@@ -61,6 +61,14 @@ def judge(limits: Sequence[Limit], found: Found) -> tuple[LimitResult, ...]:
     return tuple(_judge(limit, found) for limit in limits)
 
 
+def withheld(rows: Sequence[LimitResult], reason: str) -> tuple[LimitResult, ...]:
+    """Return the rows with no verdict: what was judged cannot stand for the device."""
+    return tuple(
+        dataclasses.replace(row, verdict=Verdict.NOT_MEASURED, reason=f"{reason}; {row.reason}")
+        for row in rows
+    )
+
+
 def _judge(limit: Limit, found: Found) -> LimitResult:
     value, reason = _value(limit.name, found)
     if value is None:
@@ -110,7 +118,10 @@ def _value(name: str, found: Found) -> tuple[float | None, str]:
         if found.latency is None:
             return None, missing
         point = found.latency.p50 if name == "latency_p50_ms" else found.latency.p99
-        return point.value, f"{len(found.latency.samples_ms)} samples on {found.latency.machine.name}"
+        return (
+            point.value,
+            f"{len(found.latency.samples_ms)} samples on {found.latency.machine.name}",
+        )
     if name == "speedup":
         if found.comparison is None:
             return None, missing

@@ -109,5 +109,3 @@ def differences(lock: Lock, hashes: Mapping[str, str], tools: Mapping[str, str])
         if tools.get(tool) != version
     ]
     return found
-
-

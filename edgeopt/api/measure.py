@@ -167,7 +167,9 @@ def _compiled(
     except RuntimeUnavailable as failure:
         return dataclasses.replace(plain, warnings=(f"{artifact.name}: not compiled: {failure}",))
     except ExportError as failure:
-        raise ExportError(f"{artifact.name}: the TensorRT-RTX compiler refuses it: {failure}")
+        raise ExportError(
+            f"{artifact.name}: the TensorRT-RTX compiler refuses it: {failure}"
+        ) from None
     return Structure(
         report.macs, report.int8_macs, plain.float_gemms, report.operators, report.summary()
     )
@@ -245,7 +247,10 @@ def check_contracts(
         message = contract.check_file(tensors)
         found.append(
             ContractResult(
-                artifact.name, contract.kind, ", ".join(contract.sites), message is None,
+                artifact.name,
+                contract.kind,
+                ", ".join(contract.sites),
+                message is None,
                 message or "",
             )
         )

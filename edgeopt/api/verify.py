@@ -91,9 +91,7 @@ def _golden(bundle: Bundle, artifact: Artifact) -> list[Check]:
     if name is None:
         return []
     inputs, wanted = read_golden(bundle.file(name))
-    session = measure.onnxruntime_session(
-        bundle.path, artifact, optimize=artifact.format == "onnx"
-    )
+    session = measure.onnxruntime_session(bundle.path, artifact, optimize=artifact.format == "onnx")
     try:
         got = session.run(artifact.methods[0].name, inputs)
     finally:

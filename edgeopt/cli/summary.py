@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         BenchResult,
         BuildReport,
         Comparison,
+        ContractResult,
         LatencyResult,
         LimitResult,
         Machine,
@@ -96,13 +97,14 @@ def _drop(result: AccuracyResult) -> str:
 
 
 def _show_latency(results: tuple[LatencyResult, ...]) -> None:
-    groups: dict[str, list[LatencyResult]] = {}
+    groups: dict[tuple[str, str], list[LatencyResult]] = {}
     for r in results:
         threads = "1 thread" if r.threads == 1 else f"{r.threads} threads"
-        where = f"{machine_line(r.machine)}, {r.runtime}, {threads}, batch {r.batch}"
-        groups.setdefault(where, []).append(r)
-    for where, found in groups.items():
-        show_table(latency_table(tuple(found), f"Latency on {where}"))
+        how = f"{r.runtime}, {threads}, batch {r.batch}"
+        groups.setdefault((r.machine.name, how), []).append(r)
+    for (_, how), found in groups.items():
+        busiest = max((r.machine for r in found), key=lambda machine: machine.load)
+        show_table(latency_table(tuple(found), f"Latency on {machine_line(busiest)}, {how}"))
 
 
 def latency_table(results: tuple[LatencyResult, ...], title: str) -> Table:
@@ -188,13 +190,23 @@ def show_verify(result: VerifyResult) -> None:
     _show_verdict(result.bundle, result.verdict)
     checks = tuple((c.name, "pass" if c.holds else "fail", c.message) for c in result.checks)
     show_table(Table("Checks", ("check", "verdict", ""), checks))
-    contracts = tuple(
-        (c.artifact, c.kind, c.site, "pass" if c.holds else "fail", c.message)
-        for c in result.contracts
-    )
-    heads = ("artifact", "contract", "site", "verdict", "")
-    show_table(Table("Contracts in the files", heads, contracts))
+    show_table(_contract_table(result.contracts))
+    broken = tuple((c.artifact, c.kind, c.site, c.message) for c in result.contracts if not c.holds)
+    show_table(Table("Broken contracts", ("artifact", "contract", "site", "found"), broken))
     show_table(proof_table(result.proof))
+
+
+def _contract_table(contracts: tuple[ContractResult, ...]) -> Table:
+    """Return how many contracts hold, per artifact and kind: large models have thousands."""
+    groups: dict[tuple[str, str], list[bool]] = {}
+    for contract in contracts:
+        groups.setdefault((contract.artifact, contract.kind), []).append(contract.holds)
+    rows = tuple(
+        (artifact, kind, str(len(found)), str(sum(found)), "pass" if all(found) else "fail")
+        for (artifact, kind), found in groups.items()
+    )
+    heads = ("artifact", "contract", ">sites", ">hold", "verdict")
+    return Table("Contracts in the files", heads, rows)
 
 
 def show_bench(result: BenchResult) -> None:

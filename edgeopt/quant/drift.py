@@ -16,7 +16,9 @@ from edgeopt.state import Batch
 from edgeopt.verify_graph import weighted_operands
 
 
-def rank(float_program: ExportedProgram, quantized: ExportedProgram, batch: Batch) -> list[DriftRow]:
+def rank(
+    float_program: ExportedProgram, quantized: ExportedProgram, batch: Batch
+) -> list[DriftRow]:
     """Compare each integer operator with its float twin on one batch.
 
     `own_snr_db` is the operator's output with only this operator quantized, at the float model's
@@ -28,10 +30,7 @@ def rank(float_program: ExportedProgram, quantized: ExportedProgram, batch: Batc
         quantized: The same program after it; sites are the same.
         batch: What both run on.
     """
-    wanted = {
-        edges.require_site(node).id: node
-        for node, *_ in weighted_operands(quantized)
-    }
+    wanted = {edges.require_site(node).id: node for node, *_ in weighted_operands(quantized)}
     inputs = program.flat_inputs(quantized, batch.args, batch.kwargs)
     quant_watch = _Outputs(quantized, set(wanted))
     float_watch = _Outputs(float_program, set(wanted))

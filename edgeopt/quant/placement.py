@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from edgeopt import program
 from edgeopt.edges import address, matches, operator_name
-from edgeopt.target import Compute, RuleSet
+from edgeopt.target import Compute, OperatorRule, RuleSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Weighted:
 
 
 _BINARY = frozenset({"add", "sub", "mul"})
+_MULTIPLIERS = frozenset(
+    {"addmm", "mm", "matmul", "bmm", "baddbmm", "einsum", "bilinear", "lstm", "gru"}
+    | {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
+)
+"""Operators that may multiply by a weight; one without a rule is named, never passed over."""
+
 _SPLITS = frozenset({"split", "chunk", "unbind", "getitem", "split_with_sizes"})
 
 
@@ -147,6 +153,7 @@ class Placer:
             return None
         rule = self._rules.rule(operator_name(node))
         if rule.compute is not Compute.WEIGHTED:
+            self._name_float_multiplier(node, rule)
             return None
         activation, weight, *rest = (a for a in node.args[:3])
         bias = rest[0] if rest and isinstance(rest[0], Node) else None
@@ -163,6 +170,15 @@ class Placer:
         assert isinstance(activation, Node)
         assert isinstance(weight, Node)
         return Weighted(node, activation, weight, bias)
+
+    def _name_float_multiplier(self, node: Node, rule: OperatorRule) -> None:
+        name = operator_name(node)
+        weights = [
+            a for a in node.all_input_nodes if a.op == "placeholder" and a.name in self._names
+        ]
+        if name in _MULTIPLIERS and weights:
+            reason = rule.note or f"the rules of {self._rules.name} have no integer {name}"
+            self._placement.stays_float[node] = reason
 
     def _weights_read_elsewhere(self, eligible: dict[Node, Weighted]) -> dict[Node, str]:
         found: dict[Node, str] = {}
@@ -208,10 +224,9 @@ class Placer:
         return node
 
     def _absorbed(self, node: Node) -> bool:
-        return (
-            self._rules.rule(operator_name(node)).compute is Compute.ABSORB
-            and not self._kept_float(node)
-        )
+        return self._rules.rule(
+            operator_name(node)
+        ).compute is Compute.ABSORB and not self._kept_float(node)
 
     def _place_weighted(self, weighted: Weighted) -> None:
         self._placement.weighted.append(weighted)
@@ -269,10 +284,6 @@ class Placer:
         first: dict[Node, Weighted] = {}
         for weighted in eligible:
             if weighted.weight in first:
-                self._placement.groups.join(
-                    first[weighted.weight].activation, weighted.activation
-                )
+                self._placement.groups.join(first[weighted.weight].activation, weighted.activation)
             else:
                 first[weighted.weight] = weighted
-
-

@@ -64,7 +64,11 @@ def weight_scales(weight: Tensor, spec: TensorSpec) -> Tensor:
     reach = (
         weight.detach().abs().amax()
         if spec.granularity is Granularity.TENSOR
-        else weight.detach().movedim(spec.axis, 0).reshape(weight.shape[spec.axis], -1).abs().amax(1)
+        else weight.detach()
+        .movedim(spec.axis, 0)
+        .reshape(weight.shape[spec.axis], -1)
+        .abs()
+        .amax(1)
     )
     scale = (reach.double() / spec.qmax).float()
     usable = torch.clamp(scale, min=torch.finfo(torch.float32).tiny)
@@ -94,5 +98,3 @@ def on_grid(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
     """Return the nearest bias on the int32 grid `s_x * s_w`, float32."""
     grid = input_scale.float() * weight_scale.float()
     return (torch.round(bias.double() / grid.double()) * grid.double()).float()
-
-

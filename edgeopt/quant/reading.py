@@ -45,7 +45,8 @@ def read(node: Node, tensor_of: Mapping[str, Tensor], names: Mapping[str, str]) 
     if node.target not in (QUANTIZE, DEQUANTIZE):
         return None
     scale, zero_point = node.args[1], node.args[2]
-    assert isinstance(scale, Node) and isinstance(zero_point, Node)
+    assert isinstance(scale, Node)
+    assert isinstance(zero_point, Node)
     axis = node.args[3]
     is_quantize = node.target is QUANTIZE
     return QuantNode(

@@ -177,12 +177,14 @@ def limit_fill(limit: LimitResult) -> float | None:
 
 
 def machines(report: BuildReport) -> tuple[tuple[Machine, tuple[LatencyResult, ...]], ...]:
-    """Return the machines that measured latency with what they measured; the builder first."""
-    found: dict[str, tuple[Machine, list[LatencyResult]]] = {}
+    """Return the machines that measured latency, each at its busiest, with what they measured."""
+    found: dict[tuple[str, str], list[LatencyResult]] = {}
     for result in report.latency:
-        key = f"{result.machine.device} {result.machine.name} {result.machine.load}"
-        found.setdefault(key, (result.machine, []))[1].append(result)
-    return tuple((machine, tuple(results)) for machine, results in found.values())
+        found.setdefault((result.machine.device, result.machine.name), []).append(result)
+    return tuple(
+        (max((r.machine for r in results), key=lambda machine: machine.load), tuple(results))
+        for results in found.values()
+    )
 
 
 def placements(report: BuildReport) -> tuple[Placement, ...]:

@@ -11,9 +11,7 @@ def _conv_norm(
     inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1
 ) -> OrderedDict[str, nn.Module]:
     return OrderedDict(
-        conv=nn.Conv2d(
-            inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
-        ),
+        conv=nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         norm=nn.BatchNorm2d(outputs),
     )
 

@@ -79,9 +79,7 @@ class _SparseWeight(nn.Module):
 
 
 def _sparse_linears(model: nn.Module) -> list[nn.Linear]:
-    return [
-        m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features % 8 == 0
-    ]
+    return [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features % 8 == 0]
 
 
 def train(name: str, seed: int, epochs: int | None = None) -> nn.Module:
@@ -100,9 +98,7 @@ def train(name: str, seed: int, epochs: int | None = None) -> nn.Module:
     for epoch in range(epochs):
         if sparse and epoch == epochs // 2:
             for linear in _sparse_linears(model):
-                nn.utils.parametrize.register_parametrization(
-                    linear, "weight", _SparseWeight(2e-4)
-                )
+                nn.utils.parametrize.register_parametrization(linear, "weight", _SparseWeight(2e-4))
         model.train()
         for chosen in torch.randperm(len(images), generator=generator).split(64):
             logits = model(_augment(images[chosen], generator))
@@ -122,9 +118,7 @@ def train(name: str, seed: int, epochs: int | None = None) -> nn.Module:
     if sparse:
         for linear in _sparse_linears(model):
             dense = linear.parametrizations.weight.original.detach().clone()
-            nn.utils.parametrize.remove_parametrizations(
-                linear, "weight", leave_parametrized=False
-            )
+            nn.utils.parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
             linear.weight = nn.Parameter(dense)
     return model.eval()
 
@@ -150,7 +144,12 @@ def main() -> None:
         for key, value in model.state_dict().items()
     }
     save_file(tensors, args.out / f"{args.name}.safetensors")
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in tensors.items()})
+    model.load_state_dict(
+        {
+            key: value.float() if value.is_floating_point() else value
+            for key, value in tensors.items()
+        }
+    )
     held_out = digits.load("test", RECIPES[args.name][1])
     print(f"{args.name}: held-out top-1 {100 * accuracy(model, *held_out):.2f} %")
 

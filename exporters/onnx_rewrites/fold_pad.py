@@ -59,7 +59,11 @@ def _fold(graph: ir.Graph, pad: ir.Node) -> dict[ir.Node, ir.Value | None]:
         codes = producer.inputs[0]
         chain += [quantize, dequantize]
         reader = only_reader(dequantize.outputs[0])
-    if reader is None or reader.op_type != "Conv" or attribute(reader, "auto_pad", "NOTSET") != "NOTSET":
+    if (
+        reader is None
+        or reader.op_type != "Conv"
+        or attribute(reader, "auto_pad", "NOTSET") != "NOTSET"
+    ):
         return {}
     last = dequantize if moved else chain[-1]
     if reader.inputs[0] is not last.outputs[0]:
@@ -84,7 +88,7 @@ def _fold(graph: ir.Graph, pad: ir.Node) -> dict[ir.Node, ir.Value | None]:
 
 def _spatial_border(pad: ir.Node) -> list[int] | None:
     """Return begin and end pads of the spatial axes, or None where the Pad is of another kind."""
-    if attribute(pad, "mode", "constant") != "constant" or len(pad.inputs) > 3 and pad.inputs[3]:
+    if attribute(pad, "mode", "constant") != "constant" or (len(pad.inputs) > 3 and pad.inputs[3]):
         return None
     amounts = array(pad.inputs[1])
     value = array(pad.inputs[2]) if len(pad.inputs) > 2 and pad.inputs[2] is not None else None

@@ -29,16 +29,14 @@ def global_average_pool(model: ir.Model) -> int:
             continue
         if sorted(int(a) % rank for a in axes.reshape(-1)) != list(range(2, rank)):
             continue
-        pool = ir.node("GlobalAveragePool", [source], num_outputs=1, name=node.name)
+        name = (node.name or "").replace(node.op_type, "GlobalAveragePool")
+        pool = ir.node("GlobalAveragePool", [source], num_outputs=1, name=name)
         result = node.outputs[0]
         pool.outputs[0].name = f"{result.name}"
         pool.outputs[0].shape, pool.outputs[0].type = result.shape, result.type
         pool.metadata_props.update(node.metadata_props)
         graph.insert_before(node, pool)
-        result.replace_all_uses_with(pool.outputs[0])
-        for index, output in enumerate(graph.outputs):
-            if output is result:
-                graph.outputs[index] = pool.outputs[0]
+        result.replace_all_uses_with(pool.outputs[0], replace_graph_outputs=True)
         graph.remove(node, safe=True)
         count += 1
     return count

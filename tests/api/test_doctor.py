@@ -7,11 +7,11 @@ from typing import Any
 
 import pydantic
 import pytest
-from edgeopt.runtime_tests.machine import machine
 
 from edgeopt.api import doctor
 from edgeopt.api.doctor import DoctorResult, is_device, run_doctor
 from edgeopt.cli import main
+from edgeopt.runtime_tests.machine import machine
 from edgeopt.target import load_profile, profile_names
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.errors import ConfigError
@@ -88,12 +88,14 @@ def rescaled(mode: RoundingMode, acc: int, factor: float) -> int:
 
 
 @pytest.mark.parametrize("mode", FIXED, ids=lambda m: m.value)
+@settings(deadline=None)
 @given(acc=accumulators, factor=below_one)
 def test_fixed_point_equals_the_exact_rational(mode: RoundingMode, acc: int, factor: float) -> None:
     wanted = max(min(EXACT[mode](acc, factor), INT32.max), INT32.min)
     assert rescaled(mode, acc, factor) == wanted
 
 
+@settings(deadline=None)
 @given(acc=accumulators, factor=st.floats(1.0, 2.0**20))
 def test_factors_over_one_shift_left(acc: int, factor: float) -> None:
     for mode in (RoundingMode.DOUBLE, RoundingMode.SINGLE, RoundingMode.TOSA_SINGLE):
@@ -102,6 +104,7 @@ def test_factors_over_one_shift_left(acc: int, factor: float) -> None:
         assert rescaled(mode, acc, factor) == wanted
 
 
+@settings(deadline=None)
 @given(
     acc=accumulators,
     factor=st.floats(2.0**-32, 256, width=32),
@@ -124,6 +127,7 @@ def test_float32_rescale_rounds_the_float32_product_to_even(
     assert int(got[0]) == wanted
 
 
+@settings(deadline=None)
 @given(acc=accumulators, factor=below_one)
 def test_tosa_and_tflite_are_the_same_arithmetic(acc: int, factor: float) -> None:
     ours, theirs = (rules.tosa_multiplier(np.float64(factor)), rules.quantize_multiplier(factor))

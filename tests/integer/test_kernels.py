@@ -42,7 +42,7 @@ def grid_of(random: np.random.Generator, dtype: Any, scale: float) -> Grid:
     return Grid.of(scale, zero, dtype)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(seed=seeds, a_type=dtypes, b_type=dtypes, per_column=st.booleans())
 def test_matmul_accumulates_as_int64_does(
     seed: int, a_type: Any, b_type: Any, per_column: bool
@@ -178,7 +178,7 @@ def test_convolution_refuses_channels_that_do_not_fit() -> None:
         Window.of((3, 3), (1,))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(seed=seeds, s_x=scales, s_w=scales, s_y=scales, dtype=dtypes)
 def test_gemm_codes_are_the_rounded_real_numbers(
     seed: int, s_x: float, s_w: float, s_y: float, dtype: Any
@@ -214,7 +214,7 @@ def test_gemm_with_float_output_rounds_before_it_adds_the_float_bias() -> None:
     assert np.array_equal(shifted, acc.astype(np.float32) * factor + bias)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(seed=seeds, s_a=scales, s_b=scales, s_y=scales, dtype=dtypes)
 @pytest.mark.parametrize("arithmetic", [ORT_MLAS, TFLITE], ids=["float32", "fixed-point"])
 def test_elementwise_kernels_are_within_half_an_lsb(
@@ -246,7 +246,7 @@ def test_add_broadcasts_and_is_symmetric_for_a_constant() -> None:
     assert np.array_equal(one, other)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(seed=seeds, s_x=scales, s_y=scales, dtype=dtypes, count_pads=st.booleans())
 @pytest.mark.parametrize("arithmetic", [ORT_MLAS, TFLITE], ids=["float32", "fixed-point"])
 def test_average_pools_are_within_half_an_lsb(
@@ -287,7 +287,7 @@ def test_max_pool_equals_torch(dtype: Any, ceil: bool) -> None:
     assert np.array_equal(got, wanted.numpy().astype(dtype))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(seed=seeds, scale=scales, dtype=dtypes)
 def test_codes_come_back_from_their_own_floats(seed: int, scale: float, dtype: Any) -> None:
     random = np.random.default_rng(seed)

@@ -9,13 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from edgeopt.runtime_tests.accuracy import (
-    ReferenceOutputs,
-    judge,
-    overlap_warning,
-    paired_interval,
-)
-from edgeopt.runtime_tests.metrics import resolve_metric
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -26,6 +19,13 @@ from edgeopt.errors import CheckFailed, ConfigError
 from edgeopt.models import load_model
 from edgeopt.reference import FloatReference
 from edgeopt.results import AccuracyResult
+from edgeopt.runtime_tests.accuracy import (
+    ReferenceOutputs,
+    judge,
+    overlap_warning,
+    paired_interval,
+)
+from edgeopt.runtime_tests.metrics import resolve_metric
 from edgeopt.state import Batch
 
 Run = Callable[[tuple[np.ndarray, ...]], Sequence[np.ndarray]]

@@ -77,13 +77,12 @@ class Capture(Pass[CaptureConfig]):
             if self.config.dynamic_batch and dynamic is not None:
                 attempts.append((dynamic, ""))
             attempts.append((None, "the batch is static: the model fixes it"))
+        args, kwargs = program.distinct(ctx.example_args, ctx.example_kwargs)
         failure: Exception | None = None
         for wanted, note in attempts:
             try:
                 with torch.no_grad():
-                    exported = torch.export.export(
-                        module, ctx.example_args, dict(ctx.example_kwargs), dynamic_shapes=wanted
-                    )
+                    exported = torch.export.export(module, args, kwargs, dynamic_shapes=wanted)
                 return exported, note if len(attempts) > 1 else ""
             except Exception as caught:  # torch.export raises many unrelated types
                 failure = failure or caught
@@ -134,7 +133,8 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     mutable = [
         n
         for n in exported.graph.nodes
-        if n.op == "call_function" and getattr(n.target, "_schema", None) is not None
+        if n.op == "call_function"
+        and getattr(n.target, "_schema", None) is not None
         and n.target._schema.is_mutable
     ]
     if not mutable:

@@ -61,7 +61,9 @@ class FoldBatchNorm(Pass[FoldBatchNormConfig]):
         if traced.exported is None:
             reason = f"the model cannot be captured to see what feeds it: {traced.failure}"
             return PassResult(state, {}, skipped | {name: reason for name in norms})
-        tied = {name: pair for c in tied_contracts(module) for name, pair in ((c.a, c.b), (c.b, c.a))}
+        tied = {
+            name: pair for c in tied_contracts(module) for name, pair in ((c.a, c.b), (c.b, c.a))
+        }
         changes: dict[str, str] = {}
         for chain in chains(traced.exported, "batch_norm"):
             if chain.consumer not in norms or chain.consumer in left:
@@ -92,9 +94,7 @@ def _refusal(module: nn.Module, producer: str, consumer: str, tied: dict[str, st
         return "has no running statistics"
     if f"{producer}.weight" in tied:
         return f"{producer}.weight is tied to {tied[f'{producer}.weight']}"
-    channels = (
-        source.out_features if isinstance(source, nn.Linear) else source.out_channels
-    )
+    channels = source.out_features if isinstance(source, nn.Linear) else source.out_channels
     if channels != norm.num_features:
         return f"{norm.num_features} channels after {producer} with {channels}"
     if _rest(norm) is None:

@@ -49,7 +49,9 @@ class _Site:
     inputs: int
     outputs: int
     refusal: str = ""
-    partners: tuple[str, ...] = ()  # modules that are pruned with it, since the weight is theirs too
+    partners: tuple[
+        str, ...
+    ] = ()  # modules that are pruned with it, since the weight is theirs too
 
 
 class PruneNM(Pass[PruneNMConfig]):
@@ -192,9 +194,7 @@ def _site(name: str, child: nn.Module) -> _Site | None:
     refusal = "is parametrized" if nn.utils.parametrize.is_parametrized(child) else ""
     prefix = f"{name}." if name else ""
     if isinstance(child, nn.Linear):
-        return _Site(
-            name, f"{prefix}weight", 1, child.in_features, child.out_features, refusal
-        )
+        return _Site(name, f"{prefix}weight", 1, child.in_features, child.out_features, refusal)
     if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         inputs = child.in_channels // child.groups
         return _Site(name, f"{prefix}weight", 1, inputs, child.out_channels, refusal)

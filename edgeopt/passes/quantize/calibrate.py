@@ -36,8 +36,9 @@ class CalibrateConfig:
         if self.method not in ("minmax", "percentile"):
             raise ConfigError(f"calibrate: method is minmax or percentile, not {self.method!r}")
         if not 50.0 < self.percentile <= 100.0:
-            raise ConfigError(f"calibrate: percentile is above 50 and at most 100, "
-                              f"not {self.percentile}")
+            raise ConfigError(
+                f"calibrate: percentile is above 50 and at most 100, not {self.percentile}"
+            )
 
 
 class Calibrate(Pass[CalibrateConfig]):
@@ -148,9 +149,7 @@ def _notes(measured: dict[str, EdgeStatistics], addresses: dict[str, str]) -> li
             "more samples would still widen ranges; the second half of the data widened "
             + ", ".join(grown)
         )
-    clipped = [
-        addresses[e] for e, s in measured.items() if s.low > s.minimum or s.high < s.maximum
-    ]
+    clipped = [addresses[e] for e, s in measured.items() if s.low > s.minimum or s.high < s.maximum]
     if clipped:
         notes.append(f"{len(clipped)} of {len(measured)} ranges are clipped by the percentile")
     return notes

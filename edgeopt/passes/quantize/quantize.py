@@ -18,7 +18,7 @@ from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.plan import PlannedEdge, Shared
 from edgeopt.quant.ranges import affine_from_range, on_grid, raise_for_bias, weight_scales
-from edgeopt.quant.spec import Affine, Granularity, Role, TensorSpec
+from edgeopt.quant.spec import Affine, Granularity, Role
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.statistics import EdgeStatistics
 
@@ -272,5 +272,3 @@ def _replace_argument(reader: Node, index: int, new: Node) -> None:
             args.append(new if position == index else argument)
             position += 1
     reader.args = tuple(args)  # type: ignore[assignment]
-
-

@@ -1,0 +1,213 @@
+"""The bundled models through whole builds, judged as a user would judge them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from edgeopt.api.build import BuildOptions, BuildOutcome, options_from_lock, run_build
+from edgeopt.api.verify import run_verify
+from edgeopt.bundle import UNLISTED
+from edgeopt.files import sha256
+from edgeopt.results import Verdict
+from edgeopt.runtime_tests.tensorrt_rtx import unavailable
+
+
+def _build(model: str, profile: str, out: Path, **options: object) -> BuildOutcome:
+    return run_build(
+        BuildOptions(model=model, profile=profile, out=out, latency=False, **options)  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module", params=["vit", "mobilenet"])
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuildOutcome:
+    return _build(
+        f"zoo:{request.param}", "host", tmp_path_factory.mktemp(request.param) / "bundle"
+    )
+
+
+def test_static_int8_loses_at_most_one_point_and_agrees(host: BuildOutcome) -> None:
+    (accuracy,) = host.report.accuracy
+    assert accuracy.samples == 600
+    assert accuracy.warning == ""
+    assert accuracy.drop is not None
+    assert accuracy.drop <= 1.0
+    assert accuracy.agreement is not None
+    assert accuracy.agreement >= 98.5
+
+
+def test_integer_kernels_run_and_equal_the_executor(host: BuildOutcome) -> None:
+    (proof,) = host.report.proof
+    assert proof.exact
+    assert proof.equal == proof.elements > 100_000
+    assert proof.unproven == {}
+    weighted = [
+        o for o in host.report.operators if o.artifact == "onnxruntime" and o.macs
+    ]
+    products = [o for o in weighted if "attention" not in o.site]
+    assert products
+    assert {o.precision for o in products} == {"int8"}
+
+
+def test_the_mobilenet_runs_in_integers_from_end_to_end(host: BuildOutcome) -> None:
+    if host.report.model != "zoo:mobilenet":
+        return
+    (proof,) = host.report.proof
+    assert proof.float_islands == {}
+    assert host.report.artifacts[0].int8_macs == 1.0
+
+
+def test_the_bundle_verifies(host: BuildOutcome) -> None:
+    result = run_verify(host.bundle_path)
+    assert result.verdict is Verdict.PASS
+    assert all(c.holds for c in result.checks)
+    assert all(c.holds for c in result.contracts)
+    assert {c.kind for c in result.contracts} == {"quantized"}
+
+
+def test_a_damaged_weight_is_found(host: BuildOutcome, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(host.bundle_path, copy)
+    model = copy / "onnxruntime.onnx"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(bytes(data))
+    result = run_verify(copy)
+    assert result.verdict is Verdict.FAIL
+    assert [c.name for c in result.checks if not c.holds] == ["file onnxruntime.onnx"]
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {
+        p.relative_to(folder).as_posix(): sha256(p)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in UNLISTED - {"manifest.json", "edgeopt.lock"}
+    }
+
+
+def test_two_builds_of_one_lock_give_the_same_bytes(tmp_path: Path) -> None:
+    first = _build("zoo:mobilenet", "orin", tmp_path / "first", drift=False)
+    options = options_from_lock(first.bundle_path / "edgeopt.lock", tmp_path / "second")
+    import dataclasses
+
+    second = run_build(dataclasses.replace(options, latency=False, drift=False))
+    assert _hashes(first.bundle_path) == _hashes(second.bundle_path)
+    assert len(_hashes(first.bundle_path)) > 10
+
+
+@pytest.mark.parametrize("model", ["vit", "mobilenet"])
+def test_the_tensorrt_file_compiles_with_int8_macs(model: str, tmp_path: Path) -> None:
+    reason = unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    outcome = _build(f"zoo:{model}", "a100", tmp_path / "bundle", drift=False)
+    report = outcome.report
+    compiled = report.compile["tensorrt"]
+    assert compiled["int8_macs"] >= 0.95
+    others = [
+        o for o in report.operators
+        if o.artifact == "tensorrt" and o.macs and o.precision != "int8"
+    ]  # fmt: skip
+    assert all(o.reason for o in others)
+    share = sum(o.macs for o in others) / compiled["macs"]
+    assert share == pytest.approx(1 - compiled["int8_macs"], abs=1e-9)
+    verdicts = {limit.name: limit.verdict for limit in report.limits}
+    assert verdicts == {"drop": Verdict.PASS, "int8_macs": Verdict.PASS}
+
+
+def test_orin_keeps_2_4_through_the_exported_file(tmp_path: Path) -> None:
+    report = _build("zoo:vit", "orin", tmp_path / "bundle", drift=False).report
+    sparse = [c for c in report.contracts if c.artifact == "tensorrt" and c.kind == "nm-sparse"]
+    assert len(sparse) == 16  # four linears in each of four blocks
+    assert all(c.holds for c in sparse)
+    prune = next(p for p in report.passes if p.name == "prune_nm")
+    assert set(prune.skipped) == {"patch_embed", "head"}
+    accuracy = report.accuracy[0]
+    assert accuracy.artifact == "tensorrt"
+    assert accuracy.drop is not None
+    assert accuracy.drop <= 1.5
+
+
+def test_a_latency_limit_for_another_device_is_not_measured(tmp_path: Path) -> None:
+    outcome = _build(
+        "zoo:mobilenet", "orin", tmp_path / "b", drift=False, limits=("latency_p50_ms<=1",)
+    )
+    (limit,) = [x for x in outcome.report.limits if x.name == "latency_p50_ms"]
+    assert limit.verdict is Verdict.NOT_MEASURED
+    assert "build_engine.py" in limit.reason
+    assert outcome.report.verdict is Verdict.NOT_MEASURED
+
+
+def test_a_stand_in_alone_gives_no_verdict(tmp_path: Path) -> None:
+    outcome = _build("zoo:mobilenet", "orin", tmp_path / "b", drift=False, formats=("onnx",))
+    assert {x.verdict for x in outcome.report.limits} == {Verdict.NOT_MEASURED}
+
+
+def test_keeping_the_worst_layer_float_raises_the_snr(tmp_path: Path) -> None:
+    plain = _build("zoo:mobilenet", "host", tmp_path / "a", eval_samples=100)
+    worst = plain.report.drift[0].site
+    better = _build(
+        "zoo:mobilenet", "host", tmp_path / "b", eval_samples=100, keep_float=(worst,), drift=False
+    )
+    before, after = plain.report.accuracy[0].snr_db, better.report.accuracy[0].snr_db
+    assert before is not None
+    assert after is not None
+    assert after > before
+    skipped = next(p for p in better.report.passes if p.name == "plan").skipped
+    assert list(skipped) == [worst]
+    assert "recipe or command line" in skipped[worst]
+
+
+def test_a_dynamic_batch_runs_at_any_size(tmp_path: Path) -> None:
+    outcome = _build(
+        "zoo:mobilenet", "host", tmp_path / "b", drift=False, dynamic=("batch",), eval_samples=50
+    )
+    method = outcome.bundle.manifest.artifacts[0].methods[0]
+    assert isinstance(method.inputs[0].shape[0], str)
+    assert outcome.report.accuracy[0].agreement == 100.0
+
+
+def test_a_fixed_batch_and_a_float16_file(tmp_path: Path) -> None:
+    outcome = _build(
+        "zoo:mobilenet", "host", tmp_path / "b", drift=False, batch=4, eval_samples=50,
+        formats=("onnx", "onnx:float16"),
+    )  # fmt: skip
+    artifacts = {a.name: a for a in outcome.bundle.manifest.artifacts}
+    assert artifacts["onnxruntime"].methods[0].inputs[0].shape == (4, 1, 32, 32)
+    assert artifacts["onnx-float16"].precision == "float16"
+    sizes = {name: a.model_file.size_bytes for name, a in artifacts.items()}
+    assert sizes["onnx-float16"] < 0.6 * sizes["onnxruntime-float32"]
+
+
+def test_the_users_module_and_an_older_bundle_survive_a_failed_build(tmp_path: Path) -> None:
+    from edgeopt.errors import EdgeOptError
+    from edgeopt.models import load_model
+    from edgeopt.reference import digest
+
+    loaded = load_model("zoo:mobilenet")
+    before = digest(loaded.module)
+    out = tmp_path / "bundle"
+    options = BuildOptions(
+        model=loaded, profile="host", out=out, latency=False, drift=False, eval_samples=20
+    )
+    run_build(options)
+    kept = _hashes(out)
+    import dataclasses
+
+    with pytest.raises(EdgeOptError):
+        run_build(dataclasses.replace(options, keep_float=("no.such.layer",)))
+    assert _hashes(out) == kept
+    assert digest(loaded.module) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_hash_of_the_weights_is_in_the_lock(host: BuildOutcome) -> None:
+    from edgeopt.api.lock import read_lock
+
+    lock = read_lock(host.bundle_path / "edgeopt.lock")
+    assert set(lock.hashes) == {"weights", "structure", "recipe", "profile", "calibration"}
+    assert all(len(h) == len(hashlib.sha256().hexdigest()) for h in lock.hashes.values())
