@@ -1,6 +1,6 @@
 """Print how long a build takes, stage by stage, each in a process of its own.
 
-    python benchmarks/build_time.py [--runs 3]
+python benchmarks/build_time.py [--runs 3]
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def peer_line(outcome: BuildOutcome, options: BuildOptions, folder: Path) -> str
     result = compare(timed("edgeopt", mine), timed("peer", peer), protocol).comparison
     words = {Pace.FASTER: "faster than", Pace.SLOWER: "slower than", Pace.SAME: "the same as"}
     return (
-        f"    against onnxruntime.quantization: {1 / result.ratio:.2f} times its speed "
+        f"against onnxruntime.quantization: {1 / result.ratio:.2f} times its speed "
         f"({1 / result.high:.2f} to {1 / result.low:.2f}); "
         f"{words.get(result.pace, 'cannot tell from')} it"
     )
@@ -138,6 +138,7 @@ def main() -> int:
     parser.add_argument("--peer", action="store_true", help="against onnxruntime.quantization")
     args = parser.parse_args()
     lines: list[str] = []
+    peers: list[str] = []
     with tempfile.TemporaryDirectory() as work:
         for name, wanted in jobs(with_assets=args.assets).items():
             place = Path(work) / name.replace(":", "-").replace(" ", "-")
@@ -146,15 +147,17 @@ def main() -> int:
             outcome = run_build(options)
             lines.append(row(name, outcome))
             if args.peer:
-                lines.append(peer_line(outcome, options, Path(work)))
+                peers.append(f"{name}: {peer_line(outcome, options, Path(work))}")
             machine = outcome.report.machine
-    print(f"{machine.name}, {machine.cores} cores, {', '.join(machine.features)}; 1 thread, batch 1")
+    print(
+        f"{machine.name}, {machine.cores} cores, {', '.join(machine.features)}; 1 thread, batch 1"
+    )
     print(
         "| model | runtime | float32 ms | INT8 ms | times faster (95 %) | float32 MB | INT8 MB | "
         "float top-1 | INT8 top-1 | agrees % | equal to the integer executor |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    print("\n".join(lines))
+    print("\n".join([*lines, "", *peers]))
     return 0
 
 

@@ -173,16 +173,24 @@ class Tied(Contract):
 
 @dataclasses.dataclass(frozen=True)
 class Quantized(Contract):
-    """An edge carries codes of this spec."""
+    """An edge carries codes of this spec.
+
+    Attributes:
+        edge: The edge's id.
+        spec: How it is quantized.
+        fqn: The weight's FQN, for a weight's edge.
+        address: How people read the edge.
+    """
 
     edge: EdgeId
     spec: TensorSpec
     fqn: str = ""
+    address: str = ""
     kind: ClassVar[str] = "quantized"
 
     @property
     def sites(self) -> tuple[str, ...]:
-        return (str(self.edge),)
+        return (self.address or str(self.edge),)
 
     def check_module(self, module: nn.Module) -> str | None:
         return None  # a module has no edges

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -105,6 +106,34 @@ def _set(node: Node, site: Site) -> None:
     custom = dict(node.meta.get("custom") or {})
     custom[_KEY] = dataclasses.asdict(site)
     node.meta["custom"] = custom
+
+
+def keep_only_site(node: Node) -> None:
+    """Drop everything but the site from the node's `meta["custom"]`."""
+    custom = node.meta.get("custom") or {}
+    if custom:
+        node.meta["custom"] = {_KEY: custom[_KEY]} if _KEY in custom else {}
+
+
+def restore(before: Graph, after: Graph) -> None:
+    """Give back the sites of nodes whose metadata torch drops when it captures a graph again.
+
+    These are the inputs, found by name, and the parts of a result, found by result and number.
+    """
+    known = {key: site for node, site in sites(before) if (key := _lasting_key(node)) is not None}
+    for node in after.nodes:
+        key = _lasting_key(node)
+        if site_of(node) is None and key in known:
+            _set(node, known[key])
+
+
+def _lasting_key(node: Node) -> tuple[str, object] | None:
+    if node.op == "placeholder":
+        return node.name, None
+    if node.op == "call_function" and node.target is operator.getitem:
+        source = site_of(node.args[0]) if isinstance(node.args[0], Node) else None
+        return (source.id, node.args[1]) if source is not None else None
+    return None
 
 
 def site_of(node: Node) -> Site | None:

@@ -54,7 +54,7 @@ def trace(module: nn.Module, ctx: PassContext) -> Trace:
     """Capture a module for reading only."""
     try:
         with torch.no_grad():
-            args, kwargs = program.distinct(ctx.example_args, ctx.example_kwargs)
+            args, kwargs = program.copied_inputs(ctx.example_args, ctx.example_kwargs)
             return Trace(torch.export.export(module, args, kwargs))
     except Exception as failure:  # torch.export raises many unrelated types
         lines = str(failure).strip().splitlines()

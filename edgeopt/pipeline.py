@@ -214,13 +214,14 @@ class Pipeline:
             pass_.ensures(state, result.state, scoped)
             doing = "the model does not run on the example after it"
             drift_db = check_step(pass_, taken, result, scoped, level)
+        except PassError as failure:
+            raise type(failure)(f"{failure}{_ran_before(state)}") from failure
         except EdgeOptError:
             raise
         except Exception as failure:
-            ran = ", ".join(record.name for record in state.history) or "none"
             raise PassError(
                 f"{pass_.name}: {doing + ': ' if doing else ''}{type(failure).__name__}: "
-                f"{_one_line(failure)} (passes that ran before: {ran})"
+                f"{_one_line(failure)}{_ran_before(state)}"
             ) from failure
         record = PassRecord(
             name=pass_.name,
@@ -236,6 +237,10 @@ class Pipeline:
         for observer in observers:
             observer.after(pass_, after, record)
         return after
+
+
+def _ran_before(state: ModelState) -> str:
+    return f" (passes that ran before: {', '.join(r.name for r in state.history) or 'none'})"
 
 
 def _one_line(failure: BaseException) -> str:

@@ -60,26 +60,21 @@ def run(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, An
         return runnable(program)(*args, **kwargs)
 
 
-def distinct(
+def copied_inputs(
     args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the inputs with a copy wherever one tensor is given twice.
+    """Return the inputs with every tensor copied, as torch.export must be given them.
 
-    torch.export takes a tensor that stands in two places for one input, and the graph then reads
-    the other input nowhere.
+    It takes a tensor that stands in two places for one input, so that the graph reads the other
+    input nowhere; and a failed call leaves the tensors marked as dynamic.
     """
     from torch.utils import _pytree as pytree
 
-    seen: set[int] = set()
-
-    def once(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        again = id(leaf) in seen
-        seen.add(id(leaf))
-        return leaf.clone() if again else leaf
-
-    return pytree.tree_map(once, (tuple(args), dict(kwargs)))  # type: ignore[no-any-return]
+    copies: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf,
+        (tuple(args), dict(kwargs)),
+    )
+    return copies
 
 
 def retrace(
@@ -90,11 +85,13 @@ def retrace(
 ) -> ExportedProgram:
     """Capture the program again at the shapes of these inputs, static unless said otherwise.
 
-    Sites survive, since re-export keeps `meta["custom"]`.
+    Sites survive: re-export keeps `meta["custom"]` of operators, and the rest is given back.
     """
-    args, kwargs = distinct(args, kwargs)
+    args, kwargs = copied_inputs(args, kwargs)
     with torch.no_grad():
-        return torch.export.export(runnable(program), args, kwargs, dynamic_shapes=dynamic_shapes)
+        again = torch.export.export(runnable(program), args, kwargs, dynamic_shapes=dynamic_shapes)
+    edges.restore(program.graph, again.graph)
+    return again
 
 
 class ProgramEditor:
@@ -302,5 +299,6 @@ def without_traces(exported: ExportedProgram) -> ExportedProgram:
     bare = ProgramEditor(exported).finish()
     for node in bare.graph.nodes:
         node.meta.pop("stack_trace", None)
+        edges.keep_only_site(node)  # torch notes there what it traced before, in this process
     bare._example_inputs = None
     return bare

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -427,6 +428,17 @@ class BuildReport:
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     schema: int = SCHEMA_VERSION
+
+    def to_html(self, path: Path | str) -> None:
+        """Write the report as one self-contained HTML file.
+
+        Raises:
+            BundleError: If the place cannot be written.
+        """
+        from edgeopt.files import write_text
+        from edgeopt.report.html import render
+
+        write_text(Path(path), render(self))
 
 
 @dataclasses.dataclass(frozen=True)

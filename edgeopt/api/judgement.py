@@ -28,7 +28,7 @@ from edgeopt.results import (
     ProofResult,
     SizeRow,
 )
-from edgeopt.target import Protocol
+from edgeopt.target import Compute, Protocol, load_rules
 
 if TYPE_CHECKING:
     from edgeopt.runtime_tests.latency import Subject
@@ -153,7 +153,8 @@ class Judgement:
         )
 
     def _samples(self) -> Samples | None:
-        return self._wishes.evaluation or self._job.calibration
+        # Calibration first: golden vectors must not change with how many samples judge.
+        return self._job.calibration or self._wishes.evaluation
 
     def _runtime_is_here(self) -> bool:
         from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
@@ -173,7 +174,7 @@ class Judgement:
             found = measure.structure(self._folder, artifact, compile_for=wanted)
             self._structure[artifact.name] = found
             self.rows[artifact.name] = measure.artifact_row(artifact, found)
-            self.operators += found.operators
+            self.operators += _with_reasons(found.operators, written)
             self.warnings += found.warnings
             if found.compile:
                 self.compile[artifact.name] = found.compile
@@ -343,3 +344,21 @@ class Judgement:
 
 def _is_onnxruntime(written: Written) -> bool:
     return written.artifact.format == "onnx"
+
+
+def _with_reasons(rows: Sequence[OperatorRow], written: Written) -> list[OperatorRow]:
+    """Say why an operator is not INT8 where its runtime does not, by the target's rules."""
+    rules = load_rules(written.branch.target.rules)
+    found = []
+    for row in rows:
+        if row.precision != "int8" and not row.reason:
+            operator = row.site.rpartition(":")[2].partition("#")[0]
+            reason = rules.rule(operator).note if operator in rules.operators else ""
+            moves = operator in rules.operators and (rules.rule(operator).compute is Compute.FOLLOW)
+            if moves:
+                reason = "moves floats between float operators"
+            elif not reason:
+                reason = f"the rules of {rules.name} keep it in float"
+            row = dataclasses.replace(row, reason=reason)
+        found.append(row)
+    return found

@@ -14,7 +14,8 @@ from edgeopt.errors import ConfigError
 from edgeopt.files import read_json, to_plain
 
 SCHEMA_VERSION = 1
-_NOT_LOCKED = frozenset({"out", "samples", "latency", "drift", "eval_samples", "limits"})
+FROM_PYTHON = "given from Python"
+_NOT_LOCKED = frozenset({"out", "samples", "latency", "drift", "limits", "verify", "lock"})
 """What changes no byte of an artifact; limits are kept beside."""
 
 
@@ -53,7 +54,7 @@ def locked_options(options: BuildOptions) -> dict[str, Any]:
     }
     for name in ("model", "calib", "eval", "metric"):
         if plain[name] is not None and not isinstance(plain[name], str):
-            plain[name] = "given from Python"
+            plain[name] = FROM_PYTHON
     result: dict[str, Any] = to_plain(plain)
     return result
 
@@ -72,8 +73,9 @@ def options_from_lock(path: Path, out: Path | None) -> BuildOptions:
     """
     lock = read_lock(path)
     given = dict(lock.options)
-    if given.get("model") == "given from Python":
-        raise ConfigError(f"{path}: the model was given from Python; build it there again")
+    for name, value in given.items():
+        if value == FROM_PYTHON:
+            raise ConfigError(f"{path}: {name} was given from Python; build it there again")
     known = {f.name for f in dataclasses.fields(BuildOptions)}
     unknown = sorted(set(given) - known)
     if unknown:
@@ -81,7 +83,7 @@ def options_from_lock(path: Path, out: Path | None) -> BuildOptions:
     for name, value in given.items():
         if isinstance(value, list):
             given[name] = tuple(value)
-    return BuildOptions(**given, limits=tuple(lock.limits), out=out)
+    return BuildOptions(**given, limits=tuple(lock.limits), out=out, lock=path)
 
 
 def read_lock(path: Path) -> Lock:
@@ -96,16 +98,15 @@ def read_lock(path: Path) -> Lock:
     return lock
 
 
-def differences(lock: Lock, hashes: Mapping[str, str], tools: Mapping[str, str]) -> list[str]:
-    """Say, part by part, why a build now is not the one that was locked."""
-    found = [
-        f"{part} changed since the lock was written"
-        for part in sorted(set(lock.hashes) | set(hashes))
-        if lock.hashes.get(part) != hashes.get(part)
-    ]
-    found += [
+def differences(
+    lock: Lock, hashes: Mapping[str, str], tools: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Return the parts that are not what was locked, and the tools that are other versions."""
+    parts = sorted(set(lock.hashes) | set(hashes))
+    changed = [part for part in parts if lock.hashes.get(part) != hashes.get(part)]
+    other = [
         f"{tool} is {tools.get(tool, 'missing')}, the lock says {version}"
         for tool, version in sorted(lock.tools.items())
         if tools.get(tool) != version
     ]
-    return found
+    return changed, other

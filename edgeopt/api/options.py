@@ -35,6 +35,7 @@ class BuildOptions:
         latency: Measure latency.
         drift: Rank layers by drift.
         verify: `full`, `edited` or `off`.
+        lock: The lock that these options came from, or None; the build is held against it.
     """
 
     model: str | LoadedModel = "zoo:vit"
@@ -57,3 +58,4 @@ class BuildOptions:
     latency: bool = True
     drift: bool = True
     verify: str = "full"
+    lock: Path | None = None

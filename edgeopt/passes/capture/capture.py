@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,27 +75,30 @@ class Capture(Pass[CaptureConfig]):
         if shapes is not None:
             attempts.append((shapes, ""))
         else:
-            dynamic = dynamic_batch(ctx.example_args, ctx.example_kwargs)
+            dynamic = dynamic_batch(ctx.example_args, ctx.example_kwargs, module)
             if self.config.dynamic_batch and dynamic is not None:
                 attempts.append((dynamic, ""))
             attempts.append((None, "the batch is static: the model fixes it"))
-        args, kwargs = program.distinct(ctx.example_args, ctx.example_kwargs)
         failure: Exception | None = None
         for wanted, note in attempts:
+            args, kwargs = program.copied_inputs(ctx.example_args, ctx.example_kwargs)
             try:
                 with torch.no_grad():
                     exported = torch.export.export(module, args, kwargs, dynamic_shapes=wanted)
                 return exported, note if len(attempts) > 1 else ""
             except Exception as caught:  # torch.export raises many unrelated types
-                failure = failure or caught
+                failure = caught  # the last attempt asks for least, so its failure is the reason
         assert failure is not None
         raise CaptureError(_explain(failure)) from failure
 
 
-def dynamic_batch(args: tuple[Any, ...], kwargs: Any) -> Any:
+def dynamic_batch(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], module: torch.nn.Module | None = None
+) -> Any:
     """Return dynamic shapes that leave dimension 0 of all tensor inputs open.
 
-    None where inputs have no common first dimension of at least 2.
+    None where inputs have no common first dimension of at least 2. The module's signature names
+    the inputs; without it, positional and keyword inputs cannot be told apart and give None.
     """
     leaves = [x for x in pytree.tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
     sizes = {x.shape[0] for x in leaves if x.dim()}
@@ -103,6 +108,9 @@ def dynamic_batch(args: tuple[Any, ...], kwargs: Any) -> Any:
     def shape(leaf: object) -> Any:
         return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) else None
 
+    if module is not None:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        return {name: pytree.tree_map(shape, value) for name, value in bound.items()}
     positional = tuple(pytree.tree_map(shape, arg) for arg in args)
     if not kwargs:
         return positional

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from edgeopt.errors import ConfigError
 from edgeopt.graph import chains, select, trace
@@ -68,7 +67,9 @@ class FoldBatchNorm(Pass[FoldBatchNormConfig]):
         for chain in chains(traced.exported, "batch_norm"):
             if chain.consumer not in norms or chain.consumer in left:
                 continue
-            reason = chain.reason or _refusal(module, chain.producer, chain.consumer, tied)
+            weight = f"{chain.producer}.weight"
+            reason = f"{weight} is tied to {tied[weight]}" if weight in tied else chain.reason
+            reason = reason or _refusal(module, chain.producer, chain.consumer)
             if reason:
                 skipped[chain.consumer] = reason
                 continue
@@ -83,7 +84,7 @@ class FoldBatchNorm(Pass[FoldBatchNormConfig]):
         return PassResult(state, changes, skipped)
 
 
-def _refusal(module: nn.Module, producer: str, consumer: str, tied: dict[str, str]) -> str:
+def _refusal(module: nn.Module, producer: str, consumer: str) -> str:
     source, norm = module.get_submodule(producer), module.get_submodule(consumer)
     assert isinstance(norm, _BatchNorm)
     if not isinstance(source, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
@@ -92,8 +93,6 @@ def _refusal(module: nn.Module, producer: str, consumer: str, tied: dict[str, st
         return f"{producer} is parametrized"
     if norm.running_mean is None:
         return "has no running statistics"
-    if f"{producer}.weight" in tied:
-        return f"{producer}.weight is tied to {tied[f'{producer}.weight']}"
     channels = source.out_features if isinstance(source, nn.Linear) else source.out_channels
     if channels != norm.num_features:
         return f"{norm.num_features} channels after {producer} with {channels}"
@@ -137,12 +136,24 @@ def _fold(source: nn.Module, norm: nn.Module) -> None:
     assert isinstance(weight, Tensor)
     assert bias is None or isinstance(bias, Tensor)
     # Folded in float64: the product of two float32 roundings would show up behind many layers.
-    wide = [t.double() if t is not None else None for t in (weight, bias, norm.weight, norm.bias)]
-    args = (wide[0], wide[1], mean.double(), var.double(), norm.eps, wide[2], wide[3])
+    factor = torch.rsqrt(var.double() + norm.eps)
+    if norm.weight is not None:
+        factor = factor * norm.weight.double()
+    shift = -mean.double() if bias is None else bias.double() - mean.double()
+    shift = shift * factor
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
     with torch.no_grad():
-        if isinstance(source, nn.Linear):
-            folded = fuse_linear_bn_weights(*args)  # type: ignore[arg-type]
-        else:
-            folded = fuse_conv_bn_weights(*args, isinstance(source, _TRANSPOSED))  # type: ignore[arg-type]
-        source.weight = nn.Parameter(folded[0].to(weight.dtype), weight.requires_grad)
-        source.bias = nn.Parameter(folded[1].to(weight.dtype), weight.requires_grad)
+        folded = weight.double() * _along_outputs(source, factor)
+        source.weight = nn.Parameter(folded.to(weight.dtype), weight.requires_grad)
+        source.bias = nn.Parameter(shift.to(weight.dtype), weight.requires_grad)
+
+
+def _along_outputs(source: nn.Module, factor: Tensor) -> Tensor:
+    """Bring a factor for each output channel to a shape that multiplies the layer's weight."""
+    if not isinstance(source, _TRANSPOSED):
+        return factor.reshape(-1, *[1] * (source.weight.dim() - 1))  # type: ignore[operator, union-attr]
+    # [in, out / groups, ...]: the input channels of a group see the outputs of that group
+    rows = factor.reshape(source.groups, -1)
+    rows = rows.repeat_interleave(source.in_channels // source.groups, dim=0)
+    return rows.reshape(*rows.shape, *[1] * (source.weight.dim() - 2))

@@ -144,7 +144,7 @@ class _Writer:
         self.changes[row.address] = (
             f"{row.spec}, scale {float(affine.scale):.6g}, zero point {int(affine.zero_point)}"
         )
-        self.contracts.append(Quantized(row.edge, row.spec))
+        self.contracts.append(Quantized(row.edge, row.spec, address=row.address))
 
     def _dequantize(self, out: EdgeId, parent: Node, port: str, before: Node) -> Node:
         codes = self._codes[out]
@@ -210,7 +210,7 @@ class _Writer:
             )
             call.update_arg(1, new)
         self.changes[row.address] = f"{spec}"
-        self.contracts.append(Quantized(row.edge, spec, fqn))
+        self.contracts.append(Quantized(row.edge, spec, fqn, row.address))
 
     def _bias_on_grid(self, calls: list[Node], scale: Tensor, fqn: str) -> Tensor:
         # Layers with a tied weight have biases of their own, and share the input's scale.
