@@ -116,14 +116,15 @@ def keep_only_site(node: Node) -> None:
 
 
 def restore(before: Graph, after: Graph) -> None:
-    """Give back the sites of nodes whose metadata torch drops when it captures a graph again.
+    """Give back the sites that torch drops or blurs when it captures a graph again.
 
-    These are the inputs, found by name, and the parts of a result, found by result and number.
+    These are the inputs, found by name, and the parts of a result (which take on the result's own
+    site), found by result and number.
     """
     known = {key: site for node, site in sites(before) if (key := _lasting_key(node)) is not None}
     for node in after.nodes:
         key = _lasting_key(node)
-        if site_of(node) is None and key in known:
+        if key in known:
             _set(node, known[key])
 
 

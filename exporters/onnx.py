@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ class OnnxExporter(Exporter):
             raise ExportError(f"onnx: {request.name}: {problems[0]}")
         (method,) = request.programs
         exported = request.programs[method]
-        model, written = _to_onnx(exported, int(request.target.options.get("opset", 20)))
+        model, written = _translated(exported, int(request.target.options.get("opset", 20)))
         sites = _site_of_nodes(model, written)
         _name_nodes(model, sites)
         transforms, folded = _rewrite(model)
@@ -104,6 +105,25 @@ def tool_versions() -> dict[str, str]:
 
     names = ("torch", "onnx", "onnxscript", "onnx-ir")
     return {"edgeopt": edgeopt.__version__} | {name: metadata.version(name) for name in names}
+
+
+_TRANSLATED: weakref.WeakKeyDictionary[ExportedProgram, dict[int, tuple[Any, ExportedProgram]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Program -> opset -> what torch.onnx made of it, which takes seconds: a float program is
+written once for each precision and target."""
+
+
+def _translated(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedProgram]:
+    """Return a model of its own, and the program that torch.onnx made it from."""
+    import onnx_ir as ir
+
+    known = _TRANSLATED.setdefault(exported, {})
+    if opset not in known:
+        model, decomposed = _to_onnx(exported, opset)
+        known[opset] = ir.to_proto(model), decomposed
+    proto, decomposed = known[opset]
+    return ir.from_proto(proto), decomposed
 
 
 def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedProgram]:

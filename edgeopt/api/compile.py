@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,20 @@ def exporter_for(format_: str) -> Exporter:
     return known[format_]()
 
 
+_SHAPED: weakref.WeakKeyDictionary[
+    ExportedProgram, dict[tuple[int, tuple[str, ...]], ExportedProgram]
+] = weakref.WeakKeyDictionary()
+
+
+def _shaped(job: Job, exported: ExportedProgram) -> ExportedProgram:
+    """Return `at_shapes`, once a program and shape: several files are written from one trunk."""
+    known = _SHAPED.setdefault(exported, {})
+    key = (job.batch, job.dynamic)
+    if key not in known:
+        known[key] = at_shapes(job, exported)
+    return known[key]
+
+
 def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
     """Return the program at the batch that the files are to have.
 
@@ -267,7 +282,7 @@ def export(
         ExportError: If the exporter cannot take the program.
     """
     exporter = exporter_for(target.format)
-    programs = {m: at_shapes(job, p) for m, p in state.carrier_programs.items()}
+    programs = {m: _shaped(job, p) for m, p in state.carrier_programs.items()}
     request = ExportRequest(
         name=name,
         programs=programs,
