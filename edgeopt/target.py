@@ -14,6 +14,8 @@ from edgeopt.errors import ConfigError, ProfileError, nearest
 from edgeopt.quant.spec import TensorSpec
 
 SCHEMA_VERSION = 1
+MAX_THREADS = 256
+"""More would bring the machine down before they measured anything."""
 
 
 class Compute(enum.Enum):
@@ -116,6 +118,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if min(self.threads, self.samples, self.block, self.batch) < 1 or self.warmup < 0:
             raise ConfigError("threads, samples, block and batch are at least 1")
+        if self.threads > MAX_THREADS:
+            raise ConfigError(f"threads are at most {MAX_THREADS}, not {self.threads}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,23 +107,25 @@ def tool_versions() -> dict[str, str]:
     return {"edgeopt": edgeopt.__version__} | {name: metadata.version(name) for name in names}
 
 
-_TRANSLATED: weakref.WeakKeyDictionary[ExportedProgram, dict[int, tuple[Any, ExportedProgram]]] = (
-    weakref.WeakKeyDictionary()
-)
+_TRANSLATED: weakref.WeakKeyDictionary[
+    ExportedProgram, dict[int, tuple[bytes, ExportedProgram]]
+] = weakref.WeakKeyDictionary()
 """Program -> opset -> what torch.onnx made of it, which takes seconds: a float program is
 written once for each precision and target."""
 
 
 def _translated(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedProgram]:
     """Return a model of its own, and the program that torch.onnx made it from."""
+    import onnx
     import onnx_ir as ir
 
     known = _TRANSLATED.setdefault(exported, {})
     if opset not in known:
         model, decomposed = _to_onnx(exported, opset)
-        known[opset] = ir.to_proto(model), decomposed
-    proto, decomposed = known[opset]
-    return ir.from_proto(proto), decomposed
+        # bytes: the tensors of a model made from a proto are the proto's own, names included
+        known[opset] = ir.to_proto(model).SerializeToString(), decomposed
+    data, decomposed = known[opset]
+    return ir.from_proto(onnx.ModelProto.FromString(data)), decomposed
 
 
 def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedProgram]:

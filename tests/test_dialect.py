@@ -113,13 +113,13 @@ def test_ties_round_to_even() -> None:
 
 
 def test_the_division_is_a_true_one() -> None:
-    # 0.5 + 127 * scale / scale: the reciprocal of 0.1 in float32 would give another code
-    scale = np.float32(0.1)
-    x = (np.arange(-1270, 1270, dtype=np.float32) + np.float32(0.5)) * scale
+    scale = np.random.default_rng(0).uniform(0.01, 1.0, size=(200, 1)).astype(np.float32)
+    x = (np.arange(-128, 127, dtype=np.float32) + np.float32(0.5)) * scale  # at the ties
+    zero = np.zeros(200, np.int8)
     want = np.clip(np.rint(x / scale), -128, 127)
     by_reciprocal = np.clip(np.rint(x * (np.float32(1) / scale)), -128, 127)
     assert (want != by_reciprocal).any()  # so that this test can fail
-    np.testing.assert_array_equal(quantize(x, scale, np.int8(0)).numpy(), want)
+    np.testing.assert_array_equal(quantize(x, scale[:, 0], zero, axis=0).numpy(), want)
 
 
 def test_values_beyond_the_range_saturate() -> None:
