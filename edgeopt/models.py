@@ -177,7 +177,7 @@ def from_module(
     if isinstance(preprocessing, Mapping):
         preprocessing = parse(preprocessing, Preprocessing, where=f"{where}: preprocessing")
     loaded = LoadedModel(
-        name=re.sub(r"[^\w.-]+", "-", name or type(module).__name__.lower()),
+        name=_folder_name(name) or _folder_name(type(module).__name__.lower()) or "model",
         source=where,
         module=own,
         example_args=example.args,
@@ -220,6 +220,11 @@ def _from_factory(file: Path, function: str, spec: str) -> LoadedModel:
             raise ModelError(f"{spec}: unknown key {key!r}{nearest(str(key), known)}")
     options = {"name": f"{file.stem}-{function}" if function != file.stem else function, **value}
     return from_module(**options, source=spec, copy=False)
+
+
+def _folder_name(text: str) -> str:
+    """Return the text fit for a folder's name: no separators, and nothing hidden."""
+    return re.sub(r"[^\w.-]+", "-", text).lstrip(".-")
 
 
 def _own(module: nn.Module, where: str, *, copy: bool) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from edgeopt.artifact import Preprocessing
 from edgeopt.data.load import preprocessing_options
 from edgeopt.data.pixels import check_preprocessing
-from edgeopt.errors import ConfigError, ModelError
+from edgeopt.errors import ConfigError, ModelError, nearest
 from edgeopt.models import LoadedModel, from_module
 from edgeopt.weights import load_weights, read_weights
 
@@ -49,7 +50,9 @@ def load_timm(spec: str) -> LoadedModel:
         module = timm.create_model(name, pretrained=False, **options)
     except Exception as failure:
         text = " ".join(str(failure).split())[:200]
-        raise ModelError(f"{spec}: timm cannot make {name!r}: {text}") from failure
+        known = [] if timm.is_model(name) else timm.list_models()
+        hint = nearest(name, difflib.get_close_matches(name, known, n=1))  # not all thousand
+        raise ModelError(f"{spec}: timm cannot make {name!r}: {text}{hint}") from failure
     load_weights(module, read_weights(Path(weights).expanduser()), weights)
     config = timm.data.resolve_data_config({}, model=module)
     fields = _preprocessing(config) | preprocessing_options(pictures, spec)

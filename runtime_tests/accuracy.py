@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edgeopt.data import LabelledBatch, Samples, overlap
-from edgeopt.errors import CheckFailed, ConfigError
+from edgeopt.errors import CheckFailed, ConfigError, ModelError
 from edgeopt.reference import FloatReference
 from edgeopt.results import AccuracyResult
 from edgeopt.runtime_tests.metrics import Metric, Outputs, answers, resolve_metric
@@ -193,7 +193,8 @@ def _outputs(
                 np.concatenate([value, np.repeat(value[-1:], size - real, axis=0)])
                 for value in part
             )
-        pieces.append([np.asarray(v)[:real] if np.ndim(v) else np.asarray(v) for v in run(part)])
+        found = [np.asarray(value) for value in run(part)]
+        pieces.append([v[:real] if v.ndim and len(v) == size else v for v in found])
     if len({len(piece) for piece in pieces}) != 1 or len(pieces[0]) != len(want):
         raise CheckFailed(
             f"{artifact}: {len(pieces[0])} outputs, the float model gives {len(want)}"
@@ -201,7 +202,7 @@ def _outputs(
     joined = []
     for position, expected in enumerate(want):
         parts = [piece[position] for piece in pieces]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        whole = _joined(parts, expected, f"{artifact}: output {position}")
         if whole.shape != expected.shape:
             raise CheckFailed(
                 f"{artifact}: output {position} is {list(whole.shape)}, the float model gives "
@@ -209,6 +210,20 @@ def _outputs(
             )
         joined.append(whole)
     return joined
+
+
+def _joined(parts: list[Array], expected: Array, what: str) -> Array:
+    """Join the calls of one batch; an output without a batch dimension stands in each of them."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].shape != expected.shape:
+        return np.concatenate(parts)
+    if not all(np.array_equal(part, parts[0], equal_nan=True) for part in parts):
+        raise ModelError(
+            f"{what} has no batch dimension and differs from call to call, so it cannot be judged; "
+            "return one row a sample, or leave it out"
+        )
+    return parts[0]
 
 
 class _Drift:

@@ -48,7 +48,10 @@ class Session(Protocol):
 class Runner(Protocol):
     """One runtime."""
 
-    runtime: str
+    @property
+    def runtime(self) -> str:
+        """The name in profiles."""
+        ...
 
     def unavailable(self) -> str | None:
         """Return why it cannot run here, in words a user can act on, or None."""

@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def failed(folder: Path) -> dict[str, str]:
-    return {c.name: c.detail for c in Bundle.open(folder).checksums() if not c.passed}
+    return {c.name: c.message for c in Bundle.open(folder).checksums() if not c.holds}
 
 
 # --- whole bundles -------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_a_bundle_reads_back_as_it_was_written(folder: Path) -> None:
     assert bundle.file("model.onnx").read_bytes() == b"model"
     checks = bundle.checksums()
     assert [c.name for c in checks] == ["file golden/forward.npz", "file model.onnx"]
-    assert all(c.passed for c in checks)
+    assert all(c.holds for c in checks)
 
 
 def test_reports_and_the_lock_are_in_the_folder_but_not_in_the_manifest(folder: Path) -> None:

@@ -91,6 +91,14 @@ def test_names_and_roles_come_from_the_model_or_the_user() -> None:
         from_module(Net(), torch.zeros(2, 3), output_names=("a", "b"))
 
 
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [("my net/v2", "my-net-v2"), ("../../net", "net"), (".hidden", "hidden"), ("..", "net")],
+)
+def test_a_name_is_fit_for_a_folder_that_is_seen(given: str, folder: str) -> None:
+    assert from_module(Net(), torch.zeros(2, 3), name=given).name == folder
+
+
 def test_data_come_with_the_model_or_later() -> None:
     x, y = torch.randn(6, 3), torch.arange(6) % 4
     loaded = from_module(Net(), x[:2], calibration=x, evaluation=(x, y))
@@ -292,8 +300,10 @@ def test_a_timm_model_with_weights_from_a_file(assets: Path) -> None:
     assert right >= 11
     with pytest.raises(ModelError, match="missing, first"):
         load_model(f"timm:mobilenetv2_050@{assets / 'resnet-cifar10' / 'resnet20.safetensors'}")
-    with pytest.raises(ModelError, match="timm cannot make 'mobilenetv9'"):
-        load_model(f"timm:mobilenetv9@{weights}")
+    with pytest.raises(ModelError, match=r"timm cannot make 'mobilenetv2_10'.*did you mean '"):
+        load_model(f"timm:mobilenetv2_10@{weights}")
+    with pytest.raises(ModelError, match=r"timm cannot make 'xx': [^?:]*$"):
+        load_model(f"timm:xx@{weights}")
 
 
 def test_a_factory_with_real_weights_and_data(assets: Path) -> None:

@@ -37,9 +37,13 @@ def bench(
     """
     from edgeopt.api.bench import run_bench
     from edgeopt.cli.text import only_json, progress_line, show_json
+    from edgeopt.errors import ConfigError
     from edgeopt.results import Pace
+    from edgeopt.runtime_tests.machine import machine
     from edgeopt.target import Protocol
 
+    if threads is not None and threads > (cores := machine().cores):  # thousands exhaust memory
+        raise ConfigError(f"--threads {threads}: this machine has {cores} cores")
     usual = Protocol()
     protocol = Protocol(
         threads=threads or usual.threads,

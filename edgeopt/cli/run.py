@@ -39,6 +39,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # as typer passes it on
             return _pipe_closed()
+        if stop.code == TERMINATED:
+            _say("terminated; nothing was written")
         raise
     except _ParseError as failure:
         return _complain(_usage(failure), 2, failure, traceback=traceback)
@@ -82,6 +84,7 @@ def _usage(failure: Exception) -> str:
         message = f"{getattr(failure, 'message', message)} (did you mean {sorted(possible)[0]!r}?)"
     context = getattr(failure, "ctx", None)
     path = context.command_path if context is not None else "edgeopt"
+    message = message.replace("Value error, ", "")  # pydantic's, which says nothing
     return f"{message or 'a command is missing'} (see `{path} --help`)"
 
 

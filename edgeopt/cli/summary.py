@@ -250,4 +250,4 @@ def _significant(value: float | None) -> str:
     """Return a number of any size with four significant digits."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.4g}"  # + 0.0: never "-0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 
@@ -73,14 +72,8 @@ COMPARISON = Comparison(
 )
 
 
-def memory() -> MemoryResult:
-    values: dict[str, Any] = {
-        f.name: "" for f in dataclasses.fields(MemoryResult) if f.default is dataclasses.MISSING
-    }
-    return MemoryResult(**{**values, "artifact": "onnxruntime", "peak_rss_mb": 60.0})
-
-
-EVERYTHING = Found(ARTIFACT, 2, ACCURACY, LATENCY, COMPARISON, memory())
+MEMORY = MemoryResult("onnxruntime", peak_rss_mb=60.0, base_rss_mb=40.0, runtime="onnxruntime 1.31")
+EVERYTHING = Found(ARTIFACT, 2, ACCURACY, LATENCY, COMPARISON, MEMORY)
 NOTHING = Found(dataclasses.replace(ARTIFACT, int8_macs=None), 0)
 VALUES = {
     "latency_p50_ms": 2.0,

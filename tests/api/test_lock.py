@@ -107,7 +107,8 @@ def test_differences_name_parts_and_tools() -> None:
 
 
 def test_an_option_that_is_not_known_is_refused(tmp_path: Path) -> None:
-    lock = lock_of(OPTIONS, options={**locked_options(OPTIONS), "turbo": True})
+    more = {**locked_options(OPTIONS), "turbo": True}
+    lock = dataclasses.replace(lock_of(OPTIONS), options=more)
     with pytest.raises(ConfigError, match="unknown option 'turbo'"):
         options_from_lock(written(tmp_path, lock), None)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from edgeopt.cli import main
+from edgeopt.cli import main, summary
 from edgeopt.results import BuildReport, Verdict
 
 COMMANDS = [
@@ -127,7 +127,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["biuld"], "'build'"),
         (["build", "--porfile", "orin"], "'--profile'"),
         (["build", "--seed", "x"], "--seed"),
-        (["build", "--verify", "some"], "--verify"),
+        (["build", "--verify", "some"], "'--verify': 'some' is not one of"),
         (["build", "zoo:vit", "--profile", "orn"], "'orin'"),
         (["build", "zoo:vt"], "'vit'"),
         (["build", "--recipe", "in8"], "'int8'"),
@@ -139,6 +139,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["verify", "nowhere"], "nowhere"),
         (["bench", "nowhere"], "nowhere"),
         (["bench", "nowhere.onnx", "--threads", "0"], "--threads"),
+        (["bench", "nowhere.onnx", "--threads", "9999"], "--threads 9999: this machine has"),
         (["report", "nowhere"], "nowhere"),
         (["passes", "prune_mn"], "'prune_nm'"),
         (["profiles", "orn"], "'orin'"),
@@ -273,6 +274,8 @@ def test_build_passes_its_options_on(built: list[Any]) -> None:
         "latency": False,
         "drift": False,
         "verify": "edited",
+        "lock": None,
+        "lock": None,
     }
 
 
@@ -288,3 +291,11 @@ def test_names_from_files_do_not_steer_the_terminal(
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
     assert "\x07" not in err
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (-0.0, "0"), (-0.1667, "-0.1667"), (0.98412, "0.9841"), (12345.6, "12,346")],
+)
+def test_a_limit_is_shown_with_four_significant_digits(value: float | None, shown: str) -> None:
+    assert summary._significant(value) == shown

@@ -15,7 +15,7 @@ from torch import nn
 
 from edgeopt import zoo
 from edgeopt.data import LabelledBatch, as_samples
-from edgeopt.errors import CheckFailed, ConfigError
+from edgeopt.errors import CheckFailed, ConfigError, ModelError
 from edgeopt.models import load_model
 from edgeopt.reference import FloatReference
 from edgeopt.results import AccuracyResult
@@ -270,6 +270,32 @@ def test_shared_samples_are_told() -> None:
     assert text.startswith("10 of 50 evaluation samples")
     result = judged(lambda a: [a[0]], reference_of(logits, labels), "top1", warning=text)
     assert result.warning == text
+
+
+class Anchored(nn.Module):
+    """Gives a table and a number beside its answer, which have no batch dimension."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return x + 0, torch.ones(2, 3), torch.tensor(7.0)
+
+
+def test_outputs_without_a_batch_dimension_stand_once() -> None:
+    logits, labels = some_logits()
+    samples = as_samples((logits, labels), example=Batch((torch.zeros(2, 4),)))
+    reference = ReferenceOutputs(FloatReference(Anchored()), samples)
+    table, number = np.ones((2, 3), np.float32), np.float32(7)
+
+    def one_by_one(args: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        assert len(args[0]) == 1
+        return [args[0], table, number]
+
+    assert judged(one_by_one, reference, "top1", batch=1).snr_db == math.inf
+
+    def mixing(args: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        return [args[0], table * args[0].mean(), number]
+
+    with pytest.raises(ModelError, match="output 1 has no batch dimension and differs"):
+        judged(mixing, reference, "top1", batch=1)
 
 
 def test_outputs_of_another_shape_fail_the_check() -> None:
