@@ -38,7 +38,8 @@ class Bundle:
                 names a file outside the folder.
         """
         if not path.is_dir():
-            raise BundleError(f"{path}: is not a bundle (no such folder)")
+            what = "a file" if path.exists() else "no such folder"
+            raise BundleError(f"{path}: is not a bundle ({what})")
         if not (path / MANIFEST).is_file():
             raise BundleError(f"{path}: is not a bundle (no {MANIFEST})")
         manifest = read_json(path / MANIFEST, Manifest)
@@ -118,7 +119,7 @@ def write_golden(
     it is larger than the file's batch.
     """
     path = folder / "golden" / f"{method}.npz"
-    arrays = {f"input:{name}": value for name, value in inputs.items()}
+    arrays: dict[str, Any] = {f"input:{name}": value for name, value in inputs.items()}
     arrays |= {f"output:{name}": value for name, value in outputs.items()}
     try:
         path.parent.mkdir(exist_ok=True)

@@ -55,7 +55,8 @@ def trace(module: nn.Module, ctx: PassContext) -> Trace:
     try:
         with torch.no_grad():
             args, kwargs = program.copied_inputs(ctx.example_args, ctx.example_kwargs)
-            return Trace(torch.export.export(module, args, kwargs))
+            with program.quiet_export():
+                return Trace(torch.export.export(module, args, kwargs))
     except Exception as failure:  # torch.export raises many unrelated types
         lines = str(failure).strip().splitlines()
         return Trace(None, f"{type(failure).__name__}: {lines[0] if lines else 'no message'}")

@@ -14,6 +14,9 @@ from edgeopt.state import Effect, ModelState, PassContext, PassRecord, Phase, St
 
 ConfigT = TypeVar("ConfigT")
 
+WARNING = "warning: "
+"""A pass's note that begins so is shown at the top of the report."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PassResult:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,6 +80,22 @@ def copied_inputs(
     return copies
 
 
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Keep torch.export from printing whole graphs and deprecations of its own.
+
+    What went wrong is in the exception.
+    """
+    chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    was_disabled, chatter.disabled = chatter.disabled, True
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        chatter.disabled = was_disabled
+
+
 def retrace(
     program: ExportedProgram,
     args: tuple[Any, ...],
@@ -88,7 +107,7 @@ def retrace(
     Sites survive: re-export keeps `meta["custom"]` of operators, and the rest is given back.
     """
     args, kwargs = copied_inputs(args, kwargs)
-    with torch.no_grad():
+    with torch.no_grad(), quiet_export():
         again = torch.export.export(runnable(program), args, kwargs, dynamic_shapes=dynamic_shapes)
     edges.restore(program.graph, again.graph)
     return again

@@ -66,7 +66,9 @@ class Recipe:
         for step in self.passes:
             type_ = by_name(step.name)
             options = {**step.options, **overrides.get(step.name, {})}
-            config = parse(options, type_.config_type, where=f"recipe {self.name}, {step.name}")
+            config: Any = parse(
+                options, type_.config_type, where=f"recipe {self.name}, {step.name}"
+            )
             passes.append(type_(config))
         return tuple(passes)
 

@@ -54,7 +54,7 @@ def digest_tensors(items: Iterable[tuple[str, object]]) -> str:
             continue
         data = value.detach().cpu().contiguous()
         total.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
-        total.update(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
+        total.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -166,7 +167,8 @@ def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedP
     level = chatter.level
     chatter.setLevel(logging.ERROR)
     try:
-        with torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", FutureWarning)
             result = torch.onnx.export(
                 exported,
                 dynamo=True,
@@ -182,6 +184,7 @@ def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedP
     finally:
         chatter.setLevel(level)
     assert result is not None
+    assert result.exported_program is not None
     return result.model, result.exported_program
 
 
@@ -316,19 +319,18 @@ def _name_codes(
 ) -> dict[str, str]:
     """Name the codes of each quantized edge by its address; return edge id -> name."""
     edge_at: dict[str, tuple[str, str]] = {}
-    for node, site in edges.sites(exported.graph):
-        edge = edge_of(node) if node.target is QUANTIZE else None
+    for source, at in edges.sites(exported.graph):
+        edge = edge_of(source) if source.target is QUANTIZE else None
         if edge is not None:
-            operator = site.op.partition("/")[0]
-            name = f"{site.fqn}:{operator}#{site.index}.{edge.port}"
-            edge_at[site.address] = (str(edge), name)
+            operator = at.op.partition("/")[0]
+            edge_at[at.address] = (str(edge), f"{at.fqn}:{operator}#{at.index}.{edge.port}")
     found: dict[str, str] = {}
     for node in model.graph:
-        at = edge_at.get(node.metadata_props.get(SITE_KEY, ""))
-        if node.op_type == "QuantizeLinear" and at is not None:
-            edge, name = at
+        known = edge_at.get(node.metadata_props.get(SITE_KEY, ""))
+        if node.op_type == "QuantizeLinear" and known is not None:
+            edge_id, name = known
             node.outputs[0].name = name
-            found[edge] = name
+            found[edge_id] = name
     for site, codes in folded.items():
         if site in edge_at and codes.name is not None:
             found[edge_at[site][0]] = codes.name

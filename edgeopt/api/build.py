@@ -20,8 +20,10 @@ from edgeopt.api.lock import options_from_lock, read_lock
 from edgeopt.api.options import BuildOptions
 from edgeopt.artifact import Artifact
 from edgeopt.bundle import Bundle
+from edgeopt.errors import ConfigError, nearest
 from edgeopt.files import atomic_folder
 from edgeopt.models import LoadedModel, from_module
+from edgeopt.pipeline import WARNING
 from edgeopt.results import BuildReport, combine
 from edgeopt.state import ModelState, no_progress
 from edgeopt.target import Target
@@ -78,6 +80,10 @@ def build(
     Raises:
         EdgeOptError: For anything that a user can act on.
     """
+    known = {f.name for f in dataclasses.fields(BuildOptions)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"build: unknown option {name!r}{nearest(name, known)}")
     if callable(evaluate) and metric is None:
         evaluate, metric = None, evaluate
     if not isinstance(model, (str, LoadedModel)):
@@ -206,6 +212,13 @@ class _Build:
         limits = judging.judge(inputs.limits, judgement.found_for_verdict())
         if not written[0].own:
             limits = judging.withheld(limits, "only a stand-in was built")
+        rows = compiling.pass_rows(trunk, branches)
+        noted = [
+            note.removeprefix(WARNING)
+            for row in rows
+            for note in row.notes
+            if note.startswith(WARNING)
+        ]
         return BuildReport(
             bundle="",
             edgeopt=edgeopt.__version__,
@@ -223,7 +236,7 @@ class _Build:
             comparisons=tuple(judgement.comparisons),
             memory=tuple(judgement.memory),
             limits=limits,
-            passes=compiling.pass_rows(trunk, branches),
+            passes=rows,
             plan={b.target.name: tuple(b.state.plan.lines()) for b in branches if b.state.plan},
             operators=tuple(judgement.operators),
             sizes=tuple(judgement.sizes),
@@ -231,6 +244,6 @@ class _Build:
             proof=tuple(judgement.proof),
             contracts=tuple(judgement.contracts),
             compile=judgement.compile,
-            warnings=tuple(dict.fromkeys([*inputs.warnings, *judgement.warnings])),
+            warnings=tuple(dict.fromkeys([*inputs.warnings, *noted, *judgement.warnings])),
             seconds=self._seconds,
         )

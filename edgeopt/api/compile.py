@@ -230,7 +230,9 @@ def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
     if not free:
         fixed = _leading(job.loaded.example_args, job.loaded.example_kwargs)
         if fixed != job.batch and fixed is not None:
-            raise ConfigError(f"--batch {job.batch}: the model fixes its batch at {fixed}")
+            raise ConfigError(
+                f"--batch {job.batch}: the model fixes its batch; pass --batch {fixed}"
+            )
         return exported
     args, kwargs = resized(job.loaded.example_args, job.loaded.example_kwargs, job.batch)
     return program.retrace(exported, args, kwargs)

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.errors import ConfigError
+
 if TYPE_CHECKING:
     from edgeopt.models import LoadedModel
 
@@ -59,3 +61,16 @@ class BuildOptions:
     drift: bool = True
     verify: str = "full"
     lock: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Take what Python callers naturally write: a path as text, one pattern without a tuple."""
+        for name in ("formats", "settings", "keep_float", "dynamic", "limits"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        for name in ("out", "lock"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, Path(value) if value is not None else None)
+        for name in ("batch", "calib_samples", "eval_samples", "samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is at least 1, not {value}")

@@ -17,8 +17,14 @@ from edgeopt.cli.app import app
 from edgeopt.errors import EdgeOptError
 from edgeopt.report.printable import printable
 
-INTERRUPTED = 130
-TERMINATED = 143
+STOPPED = 2
+"""Interrupted or terminated: nothing was written, as with bad input."""
+_TYPER_INTERRUPTED = 130
+
+
+class _Terminated(SystemExit):
+    """SIGTERM, as an exception that runs every clean-up on its way."""
+
 
 # typer carries its own click since 0.2x and imported it before; this is the root in both.
 _ParseError: type[Exception] = next(
@@ -39,7 +45,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # as typer passes it on
             return _pipe_closed()
-        if stop.code == TERMINATED:
+        if isinstance(stop, _Terminated):
             _say("terminated; nothing was written")
         raise
     except _ParseError as failure:
@@ -47,13 +53,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except EdgeOptError as failure:
         return _complain(str(failure), failure.exit_code, failure, traceback=traceback)
     except (KeyboardInterrupt, typer.Abort) as failure:
-        return _complain("interrupted; nothing was written", INTERRUPTED, failure, traceback=False)
+        return _complain("interrupted; nothing was written", STOPPED, failure, traceback=False)
     except Exception as failure:
         text = f"{type(failure).__name__}: {failure}"
         hint = "" if traceback else " (this is a bug; run again with --traceback to see where)"
         return _complain(text, 2, failure, traceback=traceback, hint=hint)
-    if code == INTERRUPTED:  # typer turned the KeyboardInterrupt into an exit code
+    if code == _TYPER_INTERRUPTED:  # typer turned the KeyboardInterrupt into an exit code
         _say("interrupted; nothing was written")
+        return STOPPED
     return code
 
 
@@ -119,7 +126,7 @@ def _terminating() -> Iterator[None]:
     """Turn SIGTERM into an exception, so that a stopped build removes its half-written folder."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
+        raise _Terminated(STOPPED)
 
     try:
         before = signal.signal(signal.SIGTERM, stop)

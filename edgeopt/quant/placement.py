@@ -84,9 +84,9 @@ def tensor_arguments(node: Node) -> list[tuple[int, Node]]:
     flat: list[object] = []
     for argument in node.args:
         flat += list(argument) if isinstance(argument, (list, tuple)) else [argument]
-    for index, argument in enumerate(flat):
-        if isinstance(argument, Node) and isinstance(argument.meta.get("val"), Tensor):
-            found.append((index, argument))
+    for index, item in enumerate(flat):
+        if isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor):
+            found.append((index, item))
     return found
 
 

@@ -275,7 +275,6 @@ def test_build_passes_its_options_on(built: list[Any]) -> None:
         "drift": False,
         "verify": "edited",
         "lock": None,
-        "lock": None,
     }
 
 

@@ -14,14 +14,17 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from edgeopt import edges, program
+from edgeopt.contracts import Contract, NMSparse
 from edgeopt.edges import operator_name
 from edgeopt.errors import CaptureError
+from edgeopt.passes.capture.linear_form import as_linears
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 from edgeopt.verify import tied_contracts
 
-_IDENTITIES = frozenset({"dropout", "alias", "detach", "lift_fresh_copy", "contiguous"})
+_IDENTITIES = frozenset({"dropout", "alias", "detach", "lift_fresh_copy"})
+"""`contiguous` stays: a view behind it may need the copy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +58,9 @@ class Capture(Pass[CaptureConfig]):
         exported, note = self._export(module, ctx)
         refuse_higher_order(exported)
         exported = functional(exported)
+        exported, transposed = as_linears(exported)
         exported, dropped = _own_and_clean(exported, ctx.input_names)
-        notes = (note,) if note else ()
+        notes: tuple[str, ...] = (note,) if note else ()
         if dropped:
             notes += (f"dropped without effect in eval mode: {', '.join(sorted(dropped))}",)
         operators = sum(1 for n in exported.graph.nodes if n.op == "call_function")
@@ -65,7 +69,7 @@ class Capture(Pass[CaptureConfig]):
             module=None,
             programs={"forward": exported},
             stage=Stage.GRAPH,
-            contracts=(*state.contracts, *tied_contracts(module)),
+            contracts=(*_mapped(state.contracts, transposed), *tied_contracts(module)),
         )
         return PassResult(after, {"the model": f"captured {operators} operators"}, {}, notes)
 
@@ -83,13 +87,23 @@ class Capture(Pass[CaptureConfig]):
         for wanted, note in attempts:
             args, kwargs = program.copied_inputs(ctx.example_args, ctx.example_kwargs)
             try:
-                with torch.no_grad():
+                with program.quiet_export(), torch.no_grad():
                     exported = torch.export.export(module, args, kwargs, dynamic_shapes=wanted)
                 return exported, note if len(attempts) > 1 else ""
             except Exception as caught:  # torch.export raises many unrelated types
                 failure = caught  # the last attempt asks for least, so its failure is the reason
         assert failure is not None
         raise CaptureError(_explain(failure)) from failure
+
+
+def _mapped(contracts: tuple[Contract, ...], transposed: frozenset[str]) -> tuple[Contract, ...]:
+    """Return the contracts with the axes of transposed weights exchanged."""
+    return tuple(
+        dataclasses.replace(c, axis=1 - c.axis)
+        if isinstance(c, NMSparse) and c.fqn in transposed
+        else c
+        for c in contracts
+    )
 
 
 def dynamic_batch(

@@ -152,7 +152,7 @@ def _fold(source: nn.Module, norm: nn.Module) -> None:
 def _along_outputs(source: nn.Module, factor: Tensor) -> Tensor:
     """Bring a factor for each output channel to a shape that multiplies the layer's weight."""
     if not isinstance(source, _TRANSPOSED):
-        return factor.reshape(-1, *[1] * (source.weight.dim() - 1))  # type: ignore[operator, union-attr]
+        return factor.reshape(-1, *[1] * (source.weight.dim() - 1))  # type: ignore[operator]
     # [in, out / groups, ...]: the input channels of a group see the outputs of that group
     rows = factor.reshape(source.groups, -1)
     rows = rows.repeat_interleave(source.in_channels // source.groups, dim=0)

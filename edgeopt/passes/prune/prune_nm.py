@@ -36,7 +36,7 @@ class PruneNMConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
-            raise ConfigError(f"prune_nm: needs 0 < n < m, not {self.n}:{self.m}")
+            raise ConfigError(f"needs 0 < n < m, not {self.n}:{self.m}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,9 @@ class PruneNM(Pass[PruneNMConfig]):
         names = [site.module for site in sites]
         chosen, idle = select(names, self.config.include)
         left, idle_out = select(names, self.config.exclude)
+        if idle == ["*"]:
+            skipped = {"the model": "holds no Linear or Conv"}
+            return PassResult(state, {}, skipped)
         if idle or idle_out:
             raise ConfigError(
                 f"prune_nm: pattern {(idle + idle_out)[0]!r} matches no Linear or Conv"

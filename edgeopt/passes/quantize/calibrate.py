@@ -12,12 +12,13 @@ from torch.fx import Interpreter, Node
 
 from edgeopt import edges, program
 from edgeopt.errors import ConfigError, DataError, PreconditionError
-from edgeopt.pipeline import Pass, PassResult
+from edgeopt.pipeline import WARNING, Pass, PassResult
 from edgeopt.quant.spec import Role
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.statistics import EdgeStatistics, RangeObserver, Statistics
 
 GROWTH_WORTH_TELLING = 0.1
+FLOAT16_MAX = 65504.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,9 @@ class CalibrateConfig:
 
     def __post_init__(self) -> None:
         if self.method not in ("minmax", "percentile"):
-            raise ConfigError(f"calibrate: method is minmax or percentile, not {self.method!r}")
+            raise ConfigError(f"method is minmax or percentile, not {self.method!r}")
         if not 50.0 < self.percentile <= 100.0:
-            raise ConfigError(
-                f"calibrate: percentile is above 50 and at most 100, not {self.percentile}"
-            )
+            raise ConfigError(f"percentile is above 50 and at most 100, not {self.percentile}")
 
 
 class Calibrate(Pass[CalibrateConfig]):
@@ -69,6 +68,7 @@ class Calibrate(Pass[CalibrateConfig]):
         batches = 0
         notes: list[str] = []
         for method, exported in state.carrier_programs.items():
+            reach: dict[str, float] = {}
             wanted = {
                 str(row.edge): row.address
                 for row in plan.edges[method]
@@ -79,6 +79,7 @@ class Calibrate(Pass[CalibrateConfig]):
                 edge: self._statistics(observer) for edge, observer in observers.items()
             }
             notes += _notes(measured[method], wanted)
+            notes += _beyond_float16(reach, ctx)
         statistics = Statistics(self.config.method, measured, batches)
         changes = {
             row.address: "range measured"
@@ -100,9 +101,16 @@ class Calibrate(Pass[CalibrateConfig]):
 class _Watch(Interpreter):
     """Run a graph and show chosen values to observers."""
 
-    def __init__(self, module: torch.fx.GraphModule, observers: dict[str, RangeObserver]) -> None:
+    def __init__(
+        self,
+        module: torch.fx.GraphModule,
+        observers: dict[str, RangeObserver],
+        reach: dict[str, float] | None,
+    ) -> None:
+        """Watch `observers`' edges; and the magnitude of every float value, if `reach` is given."""
         super().__init__(module)
         self._observers = observers
+        self._reach = reach
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -110,6 +118,10 @@ class _Watch(Interpreter):
         observer = self._observers.get(f"{site.id}.out") if site is not None else None
         if observer is not None and isinstance(value, Tensor):
             observer.update(value)
+        if self._reach is not None and site is not None and isinstance(value, Tensor):
+            if value.is_floating_point() and value.numel():
+                largest = float(value.detach().abs().max())
+                self._reach[site.address] = max(self._reach.get(site.address, 0.0), largest)
         return value
 
 
@@ -117,7 +129,8 @@ def _observe(
     exported: ExportedProgram, wanted: dict[str, str], ctx: PassContext, method: str
 ) -> tuple[dict[str, RangeObserver], int]:
     observers = {edge: RangeObserver(histogram=method == "percentile") for edge in sorted(wanted)}
-    watch = _Watch(program.runnable(exported), observers)
+    watched = reach if ctx.target.float_type == "float16" else None
+    watch = _Watch(program.runnable(exported), observers, watched)
     assert ctx.calibration is not None
     batches = 0
     with torch.no_grad():
@@ -136,9 +149,27 @@ def _observe(
     return observers, batches
 
 
+def _beyond_float16(reach: dict[str, float], ctx: PassContext) -> list[str]:
+    beyond = {site: value for site, value in reach.items() if value > FLOAT16_MAX}
+    if not beyond:
+        return []
+    worst = sorted(beyond, key=lambda site: -beyond[site])[:3]
+    named = ", ".join(f"{site} ({beyond[site]:.3g})" for site in worst)
+    return [
+        f"{WARNING}target {ctx.target.name} runs floats in float16, which ends at 65504, and "
+        f"{len(beyond)} values go beyond: {named}; rescale the model, or choose a float32 target"
+    ]
+
+
 def _notes(measured: dict[str, EdgeStatistics], addresses: dict[str, str]) -> list[str]:
     notes = []
     dead = [addresses[e] for e, s in measured.items() if s.minimum == s.maximum == 0.0]
+    blank = [address for address in dead if ":input#" in address]
+    if blank:
+        notes.append(
+            f"{WARNING}the calibration data hold nothing but zeros at {', '.join(blank)}; "
+            "every scale made from them is meaningless"
+        )
     if dead:
         notes.append(f"always zero on the calibration data: {', '.join(dead[:5])}")
     growing = {addresses[e]: s.growth for e, s in measured.items()}

@@ -69,7 +69,10 @@ class PlanQuantization(Pass[PlanConfig]):
         if not changes:
             raise PreconditionError(
                 f"plan: no operator of the model can be quantized by the rules of {rules.name}"
-                + (f" (first reason: {next(iter(skipped.values()))})" if skipped else "")
+                + (
+                    f" (first: {next(iter(skipped))}: {next(iter(skipped.values()))})"
+                    * bool(skipped)
+                )
             )
         plan = Plan(rules=rules.name, target=ctx.target.name, edges=lines)
         after = dataclasses.replace(state, plan=plan, phase=Phase.PLANNED)

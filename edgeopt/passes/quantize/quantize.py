@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -259,7 +260,7 @@ def _after(node: Node, editor: ProgramEditor) -> Node:
 def _replace_argument(reader: Node, index: int, new: Node) -> None:
     """Replace one flat argument; lists of tensors (concat) are counted through."""
     position = 0
-    args: list[object] = []
+    args: list[Any] = []
     for argument in reader.args:
         if isinstance(argument, (list, tuple)):
             items = list(argument)
@@ -271,4 +272,4 @@ def _replace_argument(reader: Node, index: int, new: Node) -> None:
         else:
             args.append(new if position == index else argument)
             position += 1
-    reader.args = tuple(args)  # type: ignore[assignment]
+    reader.args = tuple(args)

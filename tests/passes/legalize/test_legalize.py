@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import edges, program
+from edgeopt import program
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.errors import PipelineError, PreconditionError
 from edgeopt.quant.reading import quant_nodes
