@@ -77,7 +77,7 @@ def test_another_form_is_refused(setting: str) -> None:
             "recipe mine, prune_nm: unknown key 'nn' (did you mean 'n'?)",
         ),
         ("prune_nm.n=two", "recipe mine, prune_nm: n: Input should be a valid integer"),
-        ("prune_nm.n=4", "recipe mine, prune_nm: prune_nm: needs 0 < n < m, not 4:4"),
+        ("prune_nm.n=4", "recipe mine, prune_nm: needs 0 < n < m, not 4:4"),
         ("capture.dynamic_batch=maybe", "recipe mine, capture: dynamic_batch: Input should be"),
     ],
 )

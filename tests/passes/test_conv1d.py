@@ -43,38 +43,90 @@ class Mlp(nn.Module):
 
 
 @pytest.mark.parametrize("rules", ["onnxruntime-x86", "tensorrt"])
-def test_it_is_pruned_along_the_right_axis_stays_float_by_name_and_is_exported_right(
+def test_it_is_pruned_quantized_and_exported_as_the_linear_that_it_is(
     rules: str, tmp_path: Path
 ) -> None:
     x = normal(2, 3, 8)
     module = seeded(Mlp)
     prune = PruneNM(PruneNMConfig(ignore_profile=True))
-    state = run(module, context(x, rules=rules), prune, *QUANTIZE)
-    assert {c for c in state.contracts if isinstance(c, NMSparse)} == {
-        NMSparse("c_fc.weight", 2, 4, 0),
+    ctx = context(x, rules=rules)
+    pruned = run(module, ctx, prune)
+    assert {c for c in pruned.contracts if isinstance(c, NMSparse)} == {
+        NMSparse("c_fc.weight", 2, 4, 0),  # stored [in, out]
         NMSparse("c_proj.weight", 2, 4, 0),
         NMSparse("head.weight", 2, 4, 1),
     }
+    state = run(module, ctx, prune, *QUANTIZE)
+    # captured as linears, so the axis of the groups moves with the weight
+    assert {c for c in state.contracts if isinstance(c, NMSparse)} == {
+        NMSparse(f"{name}.weight", 2, 4, 1) for name in ("c_fc", "c_proj", "head")
+    }
     assert state.plan is not None
-    # float, and named with a reason: nothing is silent
-    assert set(state.plan.float_operators) == {"c_fc:addmm#0", "c_proj:addmm#0"}
-    assert all(state.plan.float_operators.values())
+    assert state.plan.float_operators == {}
     exported = state.carrier_programs["forward"]
     table = program.tensors(exported)
-    assert table["c_fc.weight"].dtype == torch.float32
-    assert table["head.weight"].dtype == torch.int8
+    assert table["c_fc.weight"].dtype == torch.int8
+    assert table["c_fc.weight"].shape == (16, 8)  # [out, in] now
+    codes = table["c_fc.weight"].float() * table["c_fc.weight_scale"].reshape(-1, 1)
+    want = pruned.carrier_module.c_fc.weight.detach().t()
+    half = table["c_fc.weight_scale"].reshape(-1, 1) * 0.5001
+    assert bool(((codes - want).abs() <= half).all())
 
-    request = ExportRequest(
-        "m", {"forward": exported}, context(rules=rules).target, "int8", rules, ("x",), ("y",)
-    )
+    request = ExportRequest("m", {"forward": exported}, ctx.target, "int8", rules, ("x",), ("y",))
     artifact = OnnxExporter().export(request, tmp_path)
     path = tmp_path / artifact.model_file.path
     file = OnnxTensors(path, artifact)
     assert [m for c in state.contracts if (m := c.check_file(file))] == []
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"x": x.numpy()})
-    want = program.run(exported, (x,), {})
-    # one code of the head's input may be off where float sums differ in order
-    scale = table["c_proj.reshape_1_out_scale"]
+    # Sums in another order may move a value near a tie to the next code. A code of the head's input
+    # is one step there; one of c_proj's input moves the head's input by less than a few steps.
+    (scale,) = [v for k, v in table.items() if k.startswith("c_proj.") and k.endswith("out_scale")]
     step = scale * table["head.weight_scale"] * table["head.weight"].abs().sum(1)
-    torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=float(step.max()) + 1e-5)
+    torch.testing.assert_close(
+        torch.from_numpy(got),
+        program.run(exported, (x,), {}),
+        rtol=0,
+        atol=2 * float(step.max()) + 1e-5,
+    )
+
+
+class Residual(nn.Module):
+    """An `addmm` that adds an activation: no linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.weight = nn.Parameter(torch.empty(8, 8).normal_())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(x, self.first(x), self.weight)
+
+
+class ReadTwice(nn.Module):
+    """A weight that is read both ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(8, 8).normal_())
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x @ self.weight) @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [(Residual, {":addmm#0"}), (ReadTwice, {":matmul#0", ":matmul#1"})]
+)
+def test_a_product_that_is_no_linear_stays_float_by_name(
+    kind: type[nn.Module], named: set[str]
+) -> None:
+    x = normal(2, 8)
+    module = seeded(kind)
+    state = run(module, context(x), *QUANTIZE)
+    assert state.plan is not None
+    assert set(state.plan.float_operators) == named
+    assert all(state.plan.float_operators.values())
+    drift = state.history[-1].drift_db
+    assert drift is not None
+    assert drift > 30

@@ -74,7 +74,7 @@ class Calibrate(Pass[CalibrateConfig]):
                 for row in plan.edges[method]
                 if row.role is Role.OUTPUT and row.spec is not None
             }
-            observers, batches = _observe(exported, wanted, ctx, self.config.method)
+            observers, batches = _observe(exported, wanted, ctx, self.config.method, reach)
             measured[method] = {
                 edge: self._statistics(observer) for edge, observer in observers.items()
             }
@@ -118,15 +118,22 @@ class _Watch(Interpreter):
         observer = self._observers.get(f"{site.id}.out") if site is not None else None
         if observer is not None and isinstance(value, Tensor):
             observer.update(value)
-        if self._reach is not None and site is not None and isinstance(value, Tensor):
-            if value.is_floating_point() and value.numel():
-                largest = float(value.detach().abs().max())
-                self._reach[site.address] = max(self._reach.get(site.address, 0.0), largest)
+        if self._reach is not None and site is not None and _has_floats(value):
+            largest = float(value.detach().abs().max())
+            self._reach[site.address] = max(self._reach.get(site.address, 0.0), largest)
         return value
 
 
+def _has_floats(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
+
+
 def _observe(
-    exported: ExportedProgram, wanted: dict[str, str], ctx: PassContext, method: str
+    exported: ExportedProgram,
+    wanted: dict[str, str],
+    ctx: PassContext,
+    method: str,
+    reach: dict[str, float],
 ) -> tuple[dict[str, RangeObserver], int]:
     observers = {edge: RangeObserver(histogram=method == "percentile") for edge in sorted(wanted)}
     watched = reach if ctx.target.float_type == "float16" else None

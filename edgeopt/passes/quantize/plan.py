@@ -69,10 +69,7 @@ class PlanQuantization(Pass[PlanConfig]):
         if not changes:
             raise PreconditionError(
                 f"plan: no operator of the model can be quantized by the rules of {rules.name}"
-                + (
-                    f" (first: {next(iter(skipped))}: {next(iter(skipped.values()))})"
-                    * bool(skipped)
-                )
+                + "".join(f" (first: {site}: {why})" for site, why in [*skipped.items()][:1])
             )
         plan = Plan(rules=rules.name, target=ctx.target.name, edges=lines)
         after = dataclasses.replace(state, plan=plan, phase=Phase.PLANNED)

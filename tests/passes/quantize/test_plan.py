@@ -209,7 +209,7 @@ def test_a_float_glob_that_matches_nothing_is_an_error(glob: str) -> None:
 def test_a_model_with_nothing_to_quantize_is_an_error_with_a_reason() -> None:
     with pytest.raises(PreconditionError, match="no operator of the model can be quantized"):
         planned(nn.Tanh().eval(), normal(2, 4))
-    with pytest.raises(PreconditionError, match="first reason: kept float"):
+    with pytest.raises(PreconditionError, match=r"first: 0:linear#0: kept float"):
         planned(nn.Sequential(nn.Linear(4, 4)).eval(), normal(2, 4), keep_float=("*",))
 
 
@@ -233,25 +233,17 @@ def test_a_weight_that_an_embedding_reads_too_stays_float_with_the_reason() -> N
     assert "mix:linear#0.in1 weight" in short(plan)
 
 
-class Conv1D(nn.Module):
-    """Transformers' linear, weight [in, out]: torch sees an `addmm`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(normal(8, 8))
-        self.bias = nn.Parameter(torch.zeros(8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
-
-
 def test_a_product_with_a_weight_that_has_no_integer_kernel_is_named() -> None:
-    module = nn.Sequential(nn.Linear(8, 8), Conv1D(), nn.Linear(8, 8)).eval()
-    plan = plan_of(planned(module, normal(2, 8)))
-    assert set(plan.float_operators) == {"1:addmm#0"}
+    module = nn.Sequential(nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 4, 1)).eval()
+    plan = plan_of(planned(module, normal(2, 4, 3, 3)))
+    (site,) = plan.float_operators
+    assert site.startswith("0:conv_transpose2d#0")
+    assert plan.float_operators[site] == (
+        "the rules of onnxruntime-x86 have no integer conv_transpose2d"
+    )
     rows = short(plan)
-    assert "1:addmm#0.out output" in rows  # what the linear behind it reads
-    assert "2:linear#0.in1 weight" in rows
+    assert "0:conv_transpose2d#0.out output" in rows  # what the convolution behind it reads
+    assert "1:conv2d#0.in1 weight" in rows
 
 
 class Computed(nn.Module):
