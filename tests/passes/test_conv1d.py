@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import program
+from edgeopt import edges, program
 from edgeopt.contracts import NMSparse
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.onnx import OnnxExporter
@@ -81,7 +81,8 @@ def test_it_is_pruned_quantized_and_exported_as_the_linear_that_it_is(
     (got,) = session.run(None, {"x": x.numpy()})
     # Sums in another order may move a value near a tie to the next code. A code of the head's input
     # is one step there; one of c_proj's input moves the head's input by less than a few steps.
-    (scale,) = [v for k, v in table.items() if k.startswith("c_proj.") and k.endswith("out_scale")]
+    (head,) = [n for n, s in edges.sites(exported.graph) if s.address == "head:linear#0"]
+    scale = table[program.tensor_names(exported)[head.args[0].args[1].name]]
     step = scale * table["head.weight_scale"] * table["head.weight"].abs().sum(1)
     torch.testing.assert_close(
         torch.from_numpy(got),
