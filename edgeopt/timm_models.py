@@ -114,7 +114,7 @@ def _import_timm() -> Any:
             raise ModelError(f"timm cannot be imported: {failure}") from failure
         # timm imports torchvision, whose import fails where its compiled operators do not load;
         # classifiers never call them, so declaring two of them is enough.
-        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        library: Any = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _stubs.append(library)

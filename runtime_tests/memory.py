@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,8 @@ def peak_memory(
     session.close()
     with tempfile.TemporaryDirectory() as work:
         values = Path(work) / "inputs.npz"
-        np.savez(values, **given)
+        arrays: dict[str, Any] = dict(given)
+        np.savez(values, **arrays)
         found = _run_child([str(model.resolve()), str(values), str(threads), str(RUNS)], model)
     return MemoryResult(
         artifact=artifact,

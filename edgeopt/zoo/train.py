@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -54,7 +55,7 @@ class _SparseStraightThrough(torch.autograd.Function):
     """Apply the 2:4 magnitude mask; pass the gradient on, plus decay of what was masked."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, decay: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: Tensor, decay: float) -> Tensor:
         groups = weight.reshape(len(weight), -1, 4)
         kept = torch.zeros_like(groups, dtype=torch.bool)
         kept.scatter_(2, groups.abs().topk(2, dim=2).indices, True)
@@ -64,7 +65,7 @@ class _SparseStraightThrough(torch.autograd.Function):
         return weight * mask
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         weight, mask = ctx.saved_tensors
         return grad + ctx.decay * ~mask * weight, None
 
@@ -117,7 +118,8 @@ def train(name: str, seed: int, epochs: int | None = None) -> nn.Module:
             )
     if sparse:
         for linear in _sparse_linears(model):
-            dense = linear.parametrizations.weight.original.detach().clone()
+            stored: Any = linear.parametrizations
+            dense = stored.weight.original.detach().clone()
             nn.utils.parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
             linear.weight = nn.Parameter(dense)
     return model.eval()

@@ -76,8 +76,7 @@ class PruneNM(Pass[PruneNMConfig]):
         chosen, idle = select(names, self.config.include)
         left, idle_out = select(names, self.config.exclude)
         if idle == ["*"]:
-            skipped = {"the model": "holds no Linear or Conv"}
-            return PassResult(state, {}, skipped)
+            return PassResult(state, {}, {"the model": "holds no Linear or Conv"})
         if idle or idle_out:
             raise ConfigError(
                 f"prune_nm: pattern {(idle + idle_out)[0]!r} matches no Linear or Conv"
