@@ -225,7 +225,9 @@ def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
         if not free:
             raise ConfigError("--dynamic batch: the model fixes its batch")
         args, kwargs = job.loaded.example_args, job.loaded.example_kwargs
-        shapes = job.loaded.dynamic_shapes or dynamic_batch(args, kwargs)
+        shapes = job.loaded.dynamic_shapes or dynamic_batch(
+            args, kwargs, program.runnable(exported)
+        )
         return program.retrace(exported, args, kwargs, shapes)
     if not free:
         fixed = _leading(job.loaded.example_args, job.loaded.example_kwargs)

@@ -236,7 +236,8 @@ class Placer:
         if rule.output == "int8" or (rule.output == "sparse-int8" and sparse):
             tail = self._tail(weighted.node)
             self._available.add(tail)
-            if not self._only_output(tail) and not self._feeds_float(tail):
+            floats_wanted = self._only_output(tail) or self._feeds_float(tail)
+            if rule.output == "int8" or not floats_wanted:
                 self._want(tail)
                 self._placement.codes_only.add(tail)
 

@@ -159,6 +159,13 @@ def viewed(self: Any, x: Tensor) -> Tensor:
     return y
 
 
+def viewed_before(self: Any, x: Tensor) -> Tensor:
+    y = self.drop(self.layer(x))
+    z = y.reshape(-1)  # a view
+    y.neg_()
+    return z
+
+
 def chained(self: Any, x: Tensor) -> Tensor:
     return self.drop(self.layer(x)).relu_().add_(1)
 
@@ -170,7 +177,7 @@ def read_before(self: Any, x: Tensor) -> Tensor:
     return y + z
 
 
-@pytest.mark.parametrize("forward", [aliased, viewed, chained, read_before])
+@pytest.mark.parametrize("forward", [aliased, viewed, viewed_before, chained, read_before])
 def test_a_write_in_place_keeps_its_meaning(forward: Any) -> None:
     module = wrapped(forward)
     state = capture(module, X)
