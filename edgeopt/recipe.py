@@ -99,9 +99,14 @@ def _folder() -> Path:
     return Path(str(resources.files("edgeopt.recipes")))
 
 
+def _file(name: str) -> Path:
+    # a colon, as in 2:4, is no legal file name everywhere
+    return _folder() / f"{name.replace(':', '_')}.toml"
+
+
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the recipes that ship with edgeopt."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+    return tuple(sorted(path.stem.replace("_", ":") for path in _folder().glob("*.toml")))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -119,7 +124,7 @@ def load_recipe(name_or_path: str) -> Recipe:
             raise ConfigError(
                 f"recipe {name_or_path!r} is not known{nearest(name_or_path, recipe_names())}"
             )
-        path = _folder() / f"{name_or_path}.toml"
+        path = _file(name_or_path)
     recipe = read_toml(path, Recipe)
     if recipe.schema != SCHEMA_VERSION:
         raise ConfigError(f"{path}: schema {recipe.schema}; this edgeopt reads {SCHEMA_VERSION}")
