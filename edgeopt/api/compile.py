@@ -203,7 +203,10 @@ def _shaped(job: Job, exported: ExportedProgram) -> ExportedProgram:
     known = _SHAPED.setdefault(exported, {})
     key = (job.batch, job.dynamic)
     if key not in known:
-        known[key] = at_shapes(job, exported)
+        shaped = at_shapes(job, exported)
+        if shaped is exported:
+            return exported  # a value that is its own weak key would never be freed
+        known[key] = shaped
     return known[key]
 
 

@@ -47,12 +47,15 @@ def test_integer_kernels_run_and_equal_the_executor(host: BuildOutcome) -> None:
     assert {o.precision for o in products} == {"int8"}
 
 
-def test_the_mobilenet_runs_in_integers_from_end_to_end(host: BuildOutcome) -> None:
-    if host.report.model != "zoo:mobilenet":
-        return
+def test_what_stays_float_is_exactly_what_has_no_integer_kernel(host: BuildOutcome) -> None:
     (proof,) = host.report.proof
-    assert proof.float_islands == {}
-    assert host.report.artifacts[0].int8_macs == 1.0
+    if host.report.model == "zoo:mobilenet":
+        assert proof.float_islands == {}
+        assert host.report.artifacts[0].int8_macs == 1.0
+    else:
+        kinds = set(proof.float_islands)
+        assert {"LayerNormalization", "Gelu", "Softmax"} <= kinds
+        assert kinds.isdisjoint({"Gemm", "Conv", "FusedConv"})
 
 
 def test_the_bundle_verifies(host: BuildOutcome) -> None:
