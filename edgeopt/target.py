@@ -215,7 +215,7 @@ LIMITS: Mapping[str, tuple[str, str]] = {
     "float_gemms": ("count", "weighted operators (convolutions, linears) that stay float"),
     "partitions": ("count", "pieces of the program that the accelerator or delegate takes"),
     "delegated_share": ("share", "share of the operators that the accelerator or delegate takes"),
-    "fused_attention": ("count", "attentions that the device's compiler fuses into one kernel"),
+    "fused_attentions": ("count", "attentions that the device's compiler fuses into one kernel"),
     "macs": ("count", "multiply-accumulates of one call"),
 }
 

@@ -28,7 +28,7 @@ class Structure:
         float_gemms: Weighted operators that stay float.
         operators: Where each runs.
         compile: What a real compiler said, or empty. Numbers that limits and gates know:
-            `partitions`, `delegated_share` (0 to 1), `fused_attention`.
+            `partitions`, `delegated_share` (0 to 1), `fused_attentions`.
         warnings: What the user should know.
     """
 

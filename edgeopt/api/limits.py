@@ -111,7 +111,7 @@ def _value(name: str, found: Found) -> tuple[float | None, str]:
         if found.artifact.int8_macs is None:
             return None, "the file multiplies nothing"
         return found.artifact.int8_macs, "of the compiled or exported program"
-    if name in ("partitions", "delegated_share", "fused_attention"):
+    if name in ("partitions", "delegated_share", "fused_attentions"):
         number = found.compile.get(name)
         if number is None:
             return None, found.missing.get(name, "no compiler on this machine tells it")

@@ -77,7 +77,7 @@ COMPILED = {
     "compiler": "a compiler 1.0",
     "partitions": 1,
     "delegated_share": 0.5,
-    "fused_attention": 4,
+    "fused_attentions": 4,
 }
 EVERYTHING = Found(ARTIFACT, 2, ACCURACY, LATENCY, COMPARISON, MEMORY, compile=COMPILED)
 NOTHING = Found(dataclasses.replace(ARTIFACT, int8_macs=None), 0)
@@ -95,7 +95,7 @@ VALUES = {
     "macs": 1000.0,
     "partitions": 1.0,
     "delegated_share": 0.5,
-    "fused_attention": 4.0,
+    "fused_attentions": 4.0,
 }
 
 
