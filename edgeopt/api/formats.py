@@ -6,6 +6,9 @@ from edgeopt.errors import ConfigError, nearest
 from edgeopt.exporters.base import Exporter
 from edgeopt.runtime_tests.inspection import Inspector
 
+SUFFIXES = {".onnx": "onnx"}
+"""Suffix of a plain model file -> its format."""
+
 
 def exporter_for(format_: str) -> Exporter:
     """Return the exporter of a format.
