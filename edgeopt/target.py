@@ -73,6 +73,8 @@ class RuleSet:
         activation: How activations are quantized in the plan (before legalization).
         operators: Operator name (`linear`, `conv2d`, `add`) -> rule; others stay float.
         bias_bits: 32: the bias lies on its int32 grid.
+        prepare: Passes on the float graph, before the plan, in order: they write operators in the
+            form that the runtime's kernels have.
         legalize: Passes that bring the quantized graph to the runtime's form, in order.
         weight_bits_without_vnni: On a CPU that saturates u8 x s8 products: use this width.
         accumulator_bits: Width of the integer accumulator.
@@ -86,6 +88,7 @@ class RuleSet:
     operators: Mapping[str, OperatorRule]
     legalize: tuple[str, ...]
     source: str
+    prepare: tuple[str, ...] = ()
     isa: str = ""
     bias_bits: int = 32
     weight_bits_without_vnni: int = 7

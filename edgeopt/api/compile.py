@@ -138,13 +138,13 @@ def run_trunk(job: Job) -> ModelState:
 def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
     """Plan, calibrate, quantize and legalize for one target."""
     front, rest = split_passes(job.passes, job.recipe)
-    legalize = (
-        tuple(by_name(name)() for name in load_rules(target.rules).legalize)
-        if job.quantizes
-        else ()
+    rules = load_rules(target.rules)
+    prepare, legalize = (
+        tuple(by_name(name)() for name in names) if job.quantizes else ()
+        for names in (rules.prepare, rules.legalize)
     )
     pipeline = Pipeline(
-        (*rest, *legalize),
+        (*prepare, *rest, *legalize),
         start=Stage.GRAPH,
         start_phase=Phase.FLOAT,
         already=tuple(p.name for p in front),
