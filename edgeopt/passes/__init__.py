@@ -7,7 +7,10 @@ from typing import Any
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.passes.capture.capture import Capture
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
+from edgeopt.passes.legalize.decompose_attention import DecomposeAttention
+from edgeopt.passes.legalize.global_mean import GlobalMean
 from edgeopt.passes.legalize.integer_bias import IntegerBias
+from edgeopt.passes.legalize.slices_and_views import SlicesAndViews
 from edgeopt.passes.legalize.symmetric_activations import SymmetricActivations
 from edgeopt.passes.legalize.unsigned_activations import UnsignedActivations
 from edgeopt.passes.prune.prune_nm import PruneNM
@@ -23,6 +26,9 @@ ALL: tuple[type[Pass[Any]], ...] = (
     PlanQuantization,
     Calibrate,
     Quantize,
+    DecomposeAttention,
+    SlicesAndViews,
+    GlobalMean,
     UnsignedActivations,
     IntegerBias,
     SymmetricActivations,
