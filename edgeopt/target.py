@@ -73,6 +73,8 @@ class RuleSet:
         activation: How activations are quantized in the plan (before legalization).
         operators: Operator name (`linear`, `conv2d`, `add`) -> rule; others stay float.
         bias_bits: 32: the bias lies on its int32 grid.
+        prepare: Passes that bring the float graph to the runtime's form before it is planned; the
+            float yardstick gets them too.
         legalize: Passes that bring the quantized graph to the runtime's form, in order.
         weight_bits_without_vnni: On a CPU that saturates u8 x s8 products: use this width.
         accumulator_bits: Width of the integer accumulator.
@@ -88,6 +90,7 @@ class RuleSet:
     source: str
     isa: str = ""
     bias_bits: int = 32
+    prepare: tuple[str, ...] = ()
     weight_bits_without_vnni: int = 7
     accumulator_bits: int = 32
     schema: int = SCHEMA_VERSION
@@ -210,6 +213,9 @@ LIMITS: Mapping[str, tuple[str, str]] = {
     "snr_db": ("dB", "signal-to-noise ratio of the outputs against the float model"),
     "int8_macs": ("share", "share of the multiply-accumulates that run in INT8"),
     "float_gemms": ("count", "weighted operators (convolutions, linears) that stay float"),
+    "partitions": ("count", "pieces of the program that the accelerator or delegate takes"),
+    "delegated_share": ("share", "share of the operators that the accelerator or delegate takes"),
+    "fused_attentions": ("count", "attentions that the device's compiler fuses into one kernel"),
     "macs": ("count", "multiply-accumulates of one call"),
 }
 
@@ -220,7 +226,7 @@ class Target:
 
     Attributes:
         name: The target's name in reports and file names.
-        format: The exporter: `onnx` or `tensorrt` (`executorch`, `qnn` later).
+        format: The exporter: `onnx`, `tensorrt`, `executorch` or `qnn`.
         runtime: The runner that measures it.
         backend: Execution provider, delegate or GPU.
         rules: Name of the rule set.
@@ -228,6 +234,7 @@ class Target:
         protocol: How latency is measured.
         options: Options of the exporter: opset, optimization profiles, compute capability.
         minimum_runtime: The oldest runtime version that takes the file.
+        yardstick: Also write the file with nothing quantized, to compare with.
     """
 
     name: str
@@ -239,6 +246,7 @@ class Target:
     protocol: Protocol = Protocol()
     options: Mapping[str, int | float | str | bool] = dataclasses.field(default_factory=dict)
     minimum_runtime: str = ""
+    yardstick: bool = True
 
     def __post_init__(self) -> None:
         if self.float_type not in ("float32", "float16"):

@@ -14,10 +14,11 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeopt import program
+from edgeopt.api.formats import exporter_for
 from edgeopt.artifact import Artifact
 from edgeopt.data import Samples
 from edgeopt.errors import ConfigError, ExportError, PipelineError, nearest
-from edgeopt.exporters.base import Exporter, ExportRequest
+from edgeopt.exporters.base import ExportRequest
 from edgeopt.models import LoadedModel
 from edgeopt.passes import by_name
 from edgeopt.passes.capture.capture import dynamic_batch
@@ -103,7 +104,7 @@ class Branch:
     Attributes:
         target: The target.
         state: The state after its last legalization, at the captured shapes.
-        before: The float state that the branch started from.
+        before: The float state as prepared for the target, nothing quantized.
     """
 
     target: Target
@@ -136,24 +137,24 @@ def run_trunk(job: Job) -> ModelState:
 
 
 def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
-    """Plan, calibrate, quantize and legalize for one target."""
+    """Prepare the float graph for one target, then plan, calibrate, quantize and legalize it."""
     front, rest = split_passes(job.passes, job.recipe)
-    legalize = (
-        tuple(by_name(name)() for name in load_rules(target.rules).legalize)
-        if job.quantizes
-        else ()
-    )
-    pipeline = Pipeline(
-        (*rest, *legalize),
-        start=Stage.GRAPH,
-        start_phase=Phase.FLOAT,
-        already=tuple(p.name for p in front),
-    )
+    rules = load_rules(target.rules)
+    prepare = tuple(by_name(name)() for name in rules.prepare)
+    legalize = tuple(by_name(name)() for name in rules.legalize) if job.quantizes else ()
     example = (job.loaded.example_args, job.loaded.example_kwargs)
     dynamic = all(has_dynamic_batch(p) for p in trunk.carrier_programs.values())
     fixed = None if dynamic else _leading(*example)
-    state = pipeline.run(trunk, job.context(target, fixed), verify=job.verify)
-    return Branch(target, state, trunk)
+    context = job.context(target, fixed)
+    already = tuple(p.name for p in front)
+    before = _graph_passes(prepare, already).run(trunk, context, verify=job.verify)
+    already += tuple(p.name for p in prepare)
+    state = _graph_passes((*rest, *legalize), already).run(before, context, verify=job.verify)
+    return Branch(target, state, before)
+
+
+def _graph_passes(passes: tuple[Pass[Any], ...], already: tuple[str, ...]) -> Pipeline:
+    return Pipeline(passes, start=Stage.GRAPH, start_phase=Phase.FLOAT, already=already)
 
 
 def pass_rows(trunk: ModelState, branches: Sequence[Branch]) -> tuple[PassRow, ...]:
@@ -176,21 +177,6 @@ def _row(record: PassRecord, branch: str) -> PassRow:
         seconds=record.seconds,
         notes=record.notes,
     )
-
-
-def exporter_for(format_: str) -> Exporter:
-    """Return the exporter of a format.
-
-    Raises:
-        ConfigError: If there is none; the nearest is suggested.
-    """
-    from edgeopt.exporters.onnx import OnnxExporter
-    from edgeopt.exporters.tensorrt import TensorRTExporter
-
-    known: dict[str, type[Exporter]] = {e.format: e for e in (OnnxExporter, TensorRTExporter)}
-    if format_ not in known:
-        raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
-    return known[format_]()
 
 
 _SHAPED: weakref.WeakKeyDictionary[
