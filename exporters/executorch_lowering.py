@@ -229,6 +229,9 @@ def _codes_through_borders(editor: ProgramEditor) -> None:
     for node in list(editor.graph.nodes):
         if node.op != "call_function" or operator_name(node) not in ("pad", "constant_pad_nd"):
             continue
+        before = node.args[0]
+        if not isinstance(before, Node) or operator_name(before) != "dequantize_per_tensor":
+            continue  # a float border
         for codes in [u for u in node.users if operator_name(u) == "quantize_per_tensor"]:
             for back in list(codes.users):
                 if operator_name(back) == "dequantize_per_tensor":
