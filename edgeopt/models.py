@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgeopt import trees
 from edgeopt.artifact import Preprocessing
 from edgeopt.data import Samples, as_samples
 from edgeopt.errors import ConfigError, ModelError, nearest
@@ -184,7 +185,7 @@ def from_module(
         example_kwargs=example.kwargs,
         dynamic_shapes=dynamic_shapes,
         input_names=_fitting(input_names, _input_names(own, example), "input_names", where),
-        output_names=_fitting(output_names, _output_names(outputs), "output_names", where),
+        output_names=_fitting(output_names, trees.output_names(outputs), "output_names", where),
         input_roles=_fitting(input_roles, _roles(own, example), "input_roles", where),
         preprocessing=preprocessing,
         labels=tuple(labels),
@@ -274,6 +275,7 @@ def _example(module: nn.Module, example: Batch, where: str) -> tuple[Batch, Any]
 
 
 def _run(module: nn.Module, example: Batch, where: str) -> Any:
+    trees.register_dataclasses((example.args, dict(example.kwargs)))
     if not leaves((example.args, example.kwargs)):
         raise ModelError(f"{where}: give example inputs that hold at least one tensor")
     try:
@@ -284,10 +286,17 @@ def _run(module: nn.Module, example: Batch, where: str) -> Any:
         raise ModelError(
             f"{where}: does not run on its example inputs: {type(failure).__name__}: {text}"
         ) from failure
-    found = leaves(outputs)
-    if not found:
+    found = trees.flatten(outputs)
+    for leaf in found:
+        if leaf.value is not None and not isinstance(leaf.value, Tensor):
+            raise ModelError(
+                f"{where}: output {leaf.label or 'of the model'} is {type(leaf.value).__name__}; "
+                "return tensors, in tuples, lists, mappings or dataclasses"
+            )
+    values = leaves(outputs)
+    if not values:
         raise ModelError(f"{where}: returns no tensor")
-    for value in found:
+    for value in values:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"{where}: gives NaN or Inf on its example inputs")
     return outputs
@@ -310,25 +319,7 @@ def _input_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
         for p in inspect.signature(module.forward).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    names: list[str] = []
-    positional = [
-        parameters[index] if index < len(parameters) else f"input{index}"
-        for index in range(len(example.args))
-    ]
-    arguments = [*zip(positional, example.args, strict=True), *example.kwargs.items()]
-    for key, value in arguments:
-        count = len(leaves(value))
-        names += [key] if count == 1 else [f"{key}_{part}" for part in range(count)]
-    return tuple(names)
-
-
-def _output_names(outputs: Any) -> tuple[str, ...]:
-    found = leaves(outputs)
-    if isinstance(outputs, Mapping) and all(isinstance(v, Tensor) for v in outputs.values()):
-        return tuple(str(key) for key in outputs)
-    if len(found) == 1:
-        return ("output",)
-    return tuple(f"output{index}" for index in range(len(found)))
+    return trees.input_names(parameters, example.args, example.kwargs)
 
 
 def _roles(module: nn.Module, example: Batch) -> tuple[str, ...]:

@@ -225,7 +225,7 @@ def _own_and_clean(
         if key not in clones:
             clones[key] = value.detach().clone()
         editor.table[fqn] = clones[key]
-    users = program.user_input_names(exported)
+    users = program.tensor_input_names(exported)
     names = dict(zip(users, input_names or users, strict=False))
     edges.assign(editor.graph, {user: names.get(user, user) for user in users})
     dropped: set[str] = set()
