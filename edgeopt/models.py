@@ -72,6 +72,13 @@ class LoadedModel:
         """The example inputs as one call."""
         return Batch(self.example_args, self.example_kwargs)
 
+    @property
+    def dimensions(self) -> list[dict[int, trees.Dimension]]:
+        """The free axes of each input, as the source declares them."""
+        return trees.free_dimensions(
+            self.example_args, self.example_kwargs, self.input_names, self.dynamic_shapes
+        )
+
     def data(self, value: Any, *, name: str = "data") -> Samples:
         """Open data for this model: a `--calib` or `--eval` argument, or a Python value.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -102,13 +103,24 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """A free dimension.
+
+    Attributes:
+        name: That of its `torch.export.Dim`; for a hint (`Dim.AUTO`, `Dim.DYNAMIC`) it is `batch`
+            on axis 0 and `INPUT_AXIS` elsewhere.
+        size: What `torch.export` was told of it.
+    """
+
+    name: str
+    size: Any
+
+
 def free_dimensions(
     args: Sequence[Any], kwargs: Any, names: Sequence[str], dynamic_shapes: Any
-) -> list[dict[int, str]]:
-    """Return, for each tensor of a call's inputs, its free axes and what they are called.
-
-    A `torch.export.Dim` has a name; a hint (`Dim.AUTO`, `Dim.DYNAMIC`) is `batch` on axis 0 and
-    `INPUT_AXIS` elsewhere.
+) -> list[dict[int, Dimension]]:
+    """Return the free axes of each tensor of a call's inputs.
 
     Args:
         args: Positional arguments.
@@ -123,7 +135,7 @@ def free_dimensions(
         name = key or (names[len(found)] if len(found) < len(names) else "")
         found += _axes(value, _entry(dynamic_shapes, position, name))
     return [
-        {axis: _dimension_name(size, axis, name) for axis, size in axes.items()}
+        {axis: Dimension(_dimension_name(size, axis, name), size) for axis, size in axes.items()}
         for axes, name in zip(found, _padded(names, len(found)), strict=True)
     ]
 
@@ -171,3 +183,25 @@ def _dimension_name(size: Any, axis: int, name: str) -> str:
     if isinstance(own, str):
         return own
     return BATCH if axis == 0 else f"{name}_{axis}"
+
+
+def export_shapes(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sizes: Sequence[Mapping[int, Any]],
+    forward: Any,
+) -> Any:
+    """Return dynamic shapes as `torch.export.export` takes them: nested, by parameter name.
+
+    Args:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        sizes: Axis -> `Dim` or hint, one mapping a tensor, in order.
+        forward: What is called with them; its signature names the parameters.
+    """
+    given = iter(sizes)
+    args, kwargs = pytree.tree_map(
+        lambda leaf: dict(next(given)) or None if isinstance(leaf, Tensor) else None,
+        (tuple(args), dict(kwargs)),
+    )
+    return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)
