@@ -120,7 +120,9 @@ def load_model(spec: str) -> LoadedModel:
 
         return load_timm(spec)
     if kind == "hf" and colon:
-        raise ConfigError(f"{spec}: Transformers folders are not supported; use {FORMS}")
+        from edgeopt.transformers_models import load_transformers
+
+        return load_transformers(spec)
     user = split_spec(spec)
     if user is not None:
         return _from_factory(*user, spec)
