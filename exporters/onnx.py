@@ -163,9 +163,11 @@ def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedP
             return op.DequantizeLinear(codes, scale, zero_point)
         return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
 
-    chatter = logging.getLogger("torch.onnx")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
+    # torch.onnx optimizes with onnxscript, which tells of every constant that it cannot fold
+    chatter = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in chatter]
+    for logger in chatter:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", FutureWarning)
@@ -182,7 +184,8 @@ def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedP
             f"onnx: torch.onnx cannot write the program: {lines[0] if lines else 'no message'}"
         ) from failure
     finally:
-        chatter.setLevel(level)
+        for logger, level in zip(chatter, levels, strict=True):
+            logger.setLevel(level)
     assert result is not None
     assert result.exported_program is not None
     return result.model, result.exported_program

@@ -22,7 +22,7 @@ from edgeopt.models import LoadedModel
 from edgeopt.passes import by_name
 from edgeopt.pipeline import Pass, Pipeline
 from edgeopt.recipe import Recipe
-from edgeopt.reference import FloatReference
+from edgeopt.reference import FloatReference, leaves
 from edgeopt.results import PassRow
 from edgeopt.state import ModelState, PassContext, PassRecord, Phase, Stage
 from edgeopt.target import DeviceProfile, Target, load_rules
@@ -89,6 +89,17 @@ class Job:
             keep_float=self.keep_float,
             progress=self.progress,
         )
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The example's size in each free dimension but the batch, by name."""
+        example = (self.loaded.example_args, dict(self.loaded.example_kwargs))
+        return {
+            dimension.name: value.shape[axis]
+            for value, free in zip(leaves(example), self.loaded.dimensions, strict=True)
+            for axis, dimension in free.items()
+            if axis > 0
+        }
 
     @property
     def quantizes(self) -> bool:

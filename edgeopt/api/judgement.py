@@ -171,7 +171,9 @@ class Judgement:
             # The yardstick is compiled only where it is run: its types are its file's.
             yardstick = artifact.precision != "int8"
             wanted = "" if yardstick else str(written.branch.target.options.get("compile_for", ""))
-            found = measure.structure(self._folder, artifact, compile_for=wanted)
+            found = measure.structure(
+                self._folder, artifact, compile_for=wanted, lengths=self._job.lengths
+            )
             self._structure[artifact.name] = found
             self.rows[artifact.name] = measure.artifact_row(artifact, found)
             self.operators += _with_reasons(found.operators, written)

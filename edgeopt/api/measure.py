@@ -126,13 +126,26 @@ def accuracy(
         session.close()
 
 
-def structure(folder: Path, artifact: Artifact, *, compile_for: str) -> Structure:
-    """Read off a file what runs in INT8, by its runtime's own graph or a real compiler."""
+def structure(
+    folder: Path,
+    artifact: Artifact,
+    *,
+    compile_for: str,
+    lengths: Mapping[str, int] | None = None,
+) -> Structure:
+    """Read off a file what runs in INT8, by its runtime's own graph or a real compiler.
+
+    Args:
+        folder: Where the files are.
+        artifact: Which of them.
+        compile_for: The target of the real compiler, or empty.
+        lengths: What a dynamic dimension counts as, by name; else 1.
+    """
     from edgeopt.exporters.onnx_macs import multiplications
 
     path = folder / artifact.model_file.path
     sizes = {
-        spec.name: tuple(d if isinstance(d, int) else 1 for d in spec.shape)
+        spec.name: tuple(d if isinstance(d, int) else (lengths or {}).get(d, 1) for d in spec.shape)
         for spec in artifact.methods[0].inputs
     }
     dynamic = any(not isinstance(d, int) for s in artifact.methods[0].inputs for d in s.shape)
