@@ -27,7 +27,7 @@ from edgeopt.weights import check_finite
 
 __all__ = ["LoadedModel", "check_finite", "from_module", "load_model", "weights_digest"]
 
-FORMS = "zoo:NAME, FILE.py:FACTORY or timm:NAME@WEIGHTS"
+FORMS = "zoo:NAME, FILE.py:FACTORY, hf:DIR, timm:NAME@WEIGHTS or FILE.pt2"
 AUTO = "auto"
 
 
@@ -103,7 +103,9 @@ def load_model(spec: str) -> LoadedModel:
     - `FILE.py:FACTORY`: calls the function, which runs the file's code. It returns a
       `LoadedModel`, a module and its example arguments, or a mapping with `module`,
       `example_args` and any other argument of `from_module`. Data may be given as there.
+    - `hf:DIR?OPTIONS`: a Transformers folder, see `edgeopt.transformers_models`.
     - `timm:NAME?OPTIONS@WEIGHTS`: see `edgeopt.timm_models`.
+    - `FILE.pt2`: a program that `torch.export.save` wrote, see `edgeopt.saved_programs`.
 
     Raises:
         ConfigError: If the form is not known.
@@ -127,7 +129,9 @@ def load_model(spec: str) -> LoadedModel:
     if user is not None:
         return _from_factory(*user, spec)
     if spec.endswith(".pt2"):
-        raise ConfigError(f"{spec}: saved programs are not supported; use {FORMS}")
+        from edgeopt.saved_programs import load_program
+
+        return load_program(spec)
     if spec.endswith(".py"):
         raise ConfigError(f"{spec}: say which function returns the model: {spec}:FACTORY")
     raise ConfigError(f"{spec}: not a model; use {FORMS}")

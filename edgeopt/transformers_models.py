@@ -366,7 +366,8 @@ def _with_plain_tensors(
         [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
         + [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in inputs]
     )
-    module.__class__ = type(original.__name__, (original,), {"forward": forward})
+    named = {"__module__": original.__module__, "__qualname__": original.__qualname__}
+    module.__class__ = type(original.__name__, (original,), {"forward": forward, **named})
     return module  # type: ignore[no-any-return]
 
 
