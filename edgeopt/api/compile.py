@@ -25,7 +25,7 @@ from edgeopt.pipeline import Pass, Pipeline
 from edgeopt.recipe import Recipe
 from edgeopt.reference import FloatReference, leaves
 from edgeopt.results import PassRow
-from edgeopt.state import ModelState, PassContext, PassRecord, Phase, Stage
+from edgeopt.state import FORWARD, ModelState, PassContext, PassRecord, Phase, Stage
 from edgeopt.target import DeviceProfile, Target, load_rules
 from edgeopt.trees import BATCH, Dimension, export_shapes
 
@@ -80,6 +80,7 @@ class Job:
             dynamic_shapes=self.loaded.dynamic_shapes,
             input_names=self.loaded.input_names,
             output_names=self.loaded.output_names,
+            methods=self.loaded.methods,
             calibration=(
                 self.calibration.as_batches(batch or CALIBRATION_BATCH)
                 if self.calibration
@@ -154,7 +155,7 @@ def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
     prepare = tuple(by_name(name)() for name in rules.prepare)
     legalize = tuple(by_name(name)() for name in rules.legalize) if job.quantizes else ()
     example = (job.loaded.example_args, job.loaded.example_kwargs)
-    dynamic = all(has_dynamic_batch(p) for p in trunk.carrier_programs.values())
+    dynamic = has_dynamic_batch(trunk.carrier_programs[FORWARD])
     fixed = None if dynamic else _leading(*example)
     context = job.context(target, fixed)
     already = tuple(p.name for p in front)
@@ -308,7 +309,10 @@ def export(
         ExportError: If the exporter cannot take the program.
     """
     exporter = exporter_for(target.format)
-    programs = {m: _shaped(job, p) for m, p in state.carrier_programs.items()}
+    programs = {  # further methods have their examples' shapes since capture
+        m: p if m in job.loaded.methods else _shaped(job, p)
+        for m, p in state.carrier_programs.items()
+    }
     request = ExportRequest(
         name=name,
         programs=programs,
@@ -321,6 +325,7 @@ def export(
         build_key=build_key,
         dynamic=job.dynamic,
         dimensions=_dimension_names(job, state),
+        further=job.loaded.methods,
     )
     problems = exporter.unsupported(request)
     if problems:
@@ -333,7 +338,7 @@ def export(
 
 
 def _dimension_names(job: Job, state: ModelState) -> tuple[dict[int, str], ...]:
-    captured = next(iter(state.carrier_programs.values()))
+    captured = state.carrier_programs[FORWARD]
     return tuple(
         {axis: found.name for axis, found in leaf.items() if found.name in job.dynamic}
         for leaf in dimensions(job, captured)

@@ -77,6 +77,11 @@ def resolve(
     )
     loaded = load_model(options.model) if isinstance(options.model, str) else options.model
     check_finite(loaded.module)
+    if loaded.methods and any(p.name == "quantize" for p in passes):
+        raise ConfigError(
+            f"{loaded.source}: has the methods forward, {', '.join(loaded.methods)}; recipe "
+            f"{recipe.name} quantizes, and data calibrate one method only; use --recipe float"
+        )
     needs = next((p.name for p in passes if p.needs_calibration), None)
     calibration, evaluation = _data(options, loaded, needs, warnings)
     job = Job(

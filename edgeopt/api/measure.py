@@ -25,7 +25,7 @@ from edgeopt.results import (
 )
 from edgeopt.runtime_tests.base import Session
 from edgeopt.runtime_tests.inspection import Structure
-from edgeopt.state import Batch
+from edgeopt.state import FORWARD, Batch, MethodExample
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -121,6 +121,19 @@ def golden(
         session.close()
 
 
+def run_example(
+    folder: Path, artifact: Artifact, method: str, example: MethodExample
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+    """Run a further method of the file on its example; inputs and outputs by name."""
+    values = leaves((example.args, dict(example.kwargs)))
+    given = {n: v.numpy() for n, v in zip(example.input_names, values, strict=True)}
+    session = inspector_for(artifact.format).load(folder, artifact)
+    try:
+        return given, dict(session.run(method, given))
+    finally:
+        session.close()
+
+
 def snr_against_program(
     exported: ExportedProgram,
     inputs: Mapping[str, np.ndarray[Any, Any]],
@@ -165,12 +178,8 @@ def drift_ranking(branch: Branch, samples: Samples) -> tuple[DriftRow, ...]:
     from edgeopt.quant.drift import rank
 
     first = next(samples.batches(min(DRIFT_SAMPLES, samples.count)))
-    rows: list[DriftRow] = []
-    for method, quantized in branch.state.carrier_programs.items():
-        rows += rank(
-            branch.before.carrier_programs[method], quantized, Batch(first.args, first.kwargs)
-        )
-    return tuple(rows)
+    before, after = branch.before.carrier_programs, branch.state.carrier_programs
+    return tuple(rank(before[FORWARD], after[FORWARD], Batch(first.args, first.kwargs)))
 
 
 def artifact_row(artifact: Artifact, found: Structure) -> ArtifactRow:
