@@ -9,6 +9,7 @@ after the other. For DoRA (arXiv 2402.09353, eq. 5) `theta_i = m (W + g B A) / |
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,6 +88,8 @@ def as_matrix(tensor: Tensor, *, transposed: bool) -> Tensor:
 def fuse(base: Tensor, parts: Sequence[Part]) -> tuple[Tensor, float]:
     """Return the fused tensor, of the base's type, and `||fused - base|| / ||base||` (Frobenius).
 
+    The ratio is infinite where the base is zero.
+
     Raises:
         AdapterError: If the result is not finite in the base's type.
     """
@@ -109,7 +112,9 @@ def fuse(base: Tensor, parts: Sequence[Part]) -> tuple[Tensor, float]:
             f"the weight is not finite in {base.dtype} with {names} fused (an overflow, or a row "
             "of norm 0 under DoRA)"
         )
-    return fused, (moved / norm) ** 0.5 if norm else float(moved > 0)
+    if norm:
+        return fused, (moved / norm) ** 0.5
+    return fused, math.inf if moved else 0.0
 
 
 def _combined(was: Tensor, parts: Sequence[Part], rows: slice) -> Tensor:

@@ -234,7 +234,10 @@ def _report(
         if not weight:
             for fqn in found.parts.keys() - {n for names in found.sites.values() for n in names}:
                 skipped.setdefault(fqn, f"{adapter.name} has weight 0")
+    given = {fqn for found in matches for fqn in found.parts}
     for fqn in parts.keys() - told:
+        if fqn not in given and ratios[fqn] == 0:
+            continue  # a tied partner, which was given what it had
         tensors[fqn] = {fqn}
         words[fqn] = [f"{p.adapter}: replaced by its own" for p in parts[fqn]]
     changes: dict[str, str] = {}
@@ -242,18 +245,19 @@ def _report(
         ratio = max(ratios[name] for name in tensors[site])
         skipped.pop(site, None)
         if ratio == 0:
-            skipped[site] = f"{'; '.join(words[site])}: changes nothing"
+            skipped[site] = f"{'; '.join(words[site])}; that is what the model has"
         else:
-            moved = ratios[max(tensors[site], key=lambda n: ratios[n])]
-            changes[site] = f"{'; '.join(words[site])}; |change| / |weight| = {moved:.3g}"
+            moved = "was zero" if math.isinf(ratio) else f"|change| / |weight| = {ratio:.3g}"
+            changes[site] = f"{'; '.join(words[site])}; {moved}"
     return changes, skipped
 
 
 def _split(module: nn.Module, names: Sequence[str], others: Iterable[str]) -> str:
     size = module.get_parameter(names[0]).nbytes
+    mine, theirs = " and ".join(names), " and ".join(sorted(others))
     return (
-        f"{' and '.join(names)} was one weight with {' and '.join(sorted(others))}, which the adapters "
-        f"change differently, as PEFT does; it has one of its own now, {size:,} bytes more"
+        f"{mine} shared its weight with {theirs}; the adapters change them differently, as PEFT "
+        f"does, so it has its own now: {size:,} bytes more"
     )
 
 

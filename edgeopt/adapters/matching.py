@@ -62,13 +62,15 @@ def match(adapter: Adapter, module: nn.Module, weight: float) -> Match:
     names = {name: child for name, child in module.named_modules(remove_duplicate=False) if name}
     prefix = _prefix(adapter, module, names)
     own = {n.removeprefix(prefix): c for n, c in names.items() if n.startswith(prefix)}
+    for name in adapter.factors:
+        _refuse_attention(adapter, name, own)
     _check_targets(adapter, own)
     parts: dict[str, Part] = {}
     sites: dict[str, tuple[str, ...]] = {}
     ranks: dict[str, str] = {}
     for name, factors in adapter.factors.items():
-        found = _low_rank(adapter, factors, own[name], weight)
         _refuse_second_name(adapter, name, own)
+        found = _low_rank(adapter, factors, own[name], weight)
         for leaf, part in found.items():
             parts[f"{prefix}{name}.{leaf}"] = part
         sites[f"{prefix}{name}"] = tuple(f"{prefix}{name}.{leaf}" for leaf in found)
@@ -139,20 +141,26 @@ def _refuse_second_name(adapter: Adapter, name: str, own: Mapping[str, nn.Module
         )
 
 
+def _refuse_attention(adapter: Adapter, name: str, own: Mapping[str, nn.Module]) -> None:
+    """Refuse torch's own attention, which calls none of its parts.
+
+    PEFT 0.21 adds the update of its output projection twice, in training as in merging, so what
+    such an adapter means depends on the version that trained it.
+    """
+    for place in (name, name.rpartition(".")[0]):
+        if isinstance(own.get(place), nn.MultiheadAttention):
+            raise AdapterError(
+                f"{adapter.folder}: {place} is an nn.MultiheadAttention, whose output projection "
+                "PEFT changes twice; it cannot be fused"
+            )
+
+
 def _check_targets(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
     """Hold the file against the modules that the configuration names."""
     config, given = adapter.config, adapter.factors
-    for name in given:
-        if _attention_around(name, own) not in ("", *given):
-            raise AdapterError(
-                f"{adapter.folder}: {name} is inside an nn.MultiheadAttention, which does not call "
-                "it, so PEFT's update of it does nothing"
-            )
     if not config.knows_targets:
         return
     wanted = {n for n, child in own.items() if config.targets(n) and not _layer(child).refusal}
-    wanted = {n for n in wanted if not _attention_around(n, own)}
-    wanted |= {f"{n}.out_proj" for n in wanted if isinstance(own[n], nn.MultiheadAttention)}
     for name in sorted(wanted - set(given)):
         raise AdapterError(
             f"{adapter.folder}: the configuration targets {name}, and the file has no factors of it"
@@ -165,12 +173,6 @@ def _check_targets(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
             raise AdapterError(
                 f"{adapter.folder}: has factors of {name}, which its configuration does not target"
             )
-
-
-def _attention_around(name: str, own: Mapping[str, nn.Module]) -> str:
-    """Return the nn.MultiheadAttention whose output projection it is; PEFT adapts both or none."""
-    owner = name.rpartition(".")[0]
-    return owner if isinstance(own.get(owner), nn.MultiheadAttention) else ""
 
 
 def _check_whole(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
@@ -221,9 +223,6 @@ def _layer(child: nn.Module) -> _Layer:
         return _checked(child, _Layer("weight", transposed=True))
     if isinstance(child, _CONVOLUTIONS):
         return _checked(child, _Layer("weight", "bias", refusal=_convolution_refusal(child)))
-    if isinstance(child, nn.MultiheadAttention):
-        refusal = "" if child.in_proj_weight is not None else "has no packed projection"
-        return _Layer("in_proj_weight", refusal=refusal)
     if isinstance(child, nn.Linear):
         return _checked(child, _Layer("weight", "bias"))
     weight = getattr(child, "weight", None)
@@ -324,7 +323,7 @@ def _notes(adapter: Adapter, own: Mapping[str, nn.Module], prefix: str) -> tuple
             notes.append(f"{adapter.name}: modules_to_save {end!r} names no module of the model")
     if adapter.unread:
         notes.append(
-            f"{adapter.name}: {len(adapter.unread)} tensors are the base's own and not read, first "
-            f"{adapter.unread[0]}"
+            f"{adapter.name}: {len(adapter.unread)} tensors are not read, as PEFT computes without "
+            f"them, first {adapter.unread[0]}"
         )
     return tuple(notes)

@@ -90,7 +90,7 @@ class Adapter:
         whole: Tensor name in PEFT's base -> a value that replaces the base's.
         in_place: Those of `whole` that PEFT loads into the base itself (a trained bias, a saved
             embedding), so that a tied partner changes with it; the others are copies.
-        unread: Keys of the file that PEFT never reads, such as an original beside its copy.
+        unread: Keys that PEFT saves and computes without, such as an original beside its copy.
         ignored: Configuration keys that are set and change no weight -> why.
         sha256: File -> SHA-256.
     """
@@ -137,7 +137,8 @@ def read_adapter(folder: Path) -> Adapter:
         raise AdapterError(str(failure)) from None
     parts, plain = _sorted(tensors, path)
     factors = {name: _factors(name, found, config, path) for name, found in sorted(parts.items())}
-    whole, in_place, unread = _whole(plain, config, path)
+    unread = tuple(key for key in sorted(plain) if _unread(key, ignored))
+    whole, in_place = _whole({k: v for k, v in plain.items() if k not in unread}, config, path)
     if not factors and not whole:
         raise AdapterError(f"{path}: holds no tensor")
     return Adapter(
@@ -174,7 +175,7 @@ def _sorted(
         if match is None:
             plain[name] = value
             continue
-        # the output projection of nn.MultiheadAttention lies inside PEFT's wrapper
+        # inside PEFT's wrapper lies the output projection of nn.MultiheadAttention
         found = parts.setdefault(match["module"].replace(".base_layer.", "."), {})
         kind = "embedding_" if "embedding" in match["part"] else ""
         found[kind + _PARTS[match["part"]]] = value
@@ -225,15 +226,11 @@ def _factors(
 
 def _whole(
     plain: Mapping[str, Tensor], config: LoraConfig, path: Path
-) -> tuple[dict[str, Tensor], frozenset[str], tuple[str, ...]]:
-    """Return the tensors that replace the base's, those loaded in place, and keys never read."""
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Return the tensors that replace the base's, and the names of those loaded in place."""
     whole: dict[str, Tensor] = {}
     in_place: set[str] = set()
-    unread: list[str] = []
     for key, value in sorted(plain.items()):
-        if ".original_module." in f".{key}":
-            unread.append(key)
-            continue
         name = f".{key}".replace(".modules_to_save.", ".").replace(".base_layer.", ".")[1:]
         if name in whole and not torch.equal(whole[name], value):
             raise AdapterError(f"{path}: {name} is there twice, with different values")
@@ -241,4 +238,10 @@ def _whole(
         owner = name.rpartition(".")[0]
         if not config.copies(owner):
             in_place.add(name)
-    return whole, frozenset(in_place), tuple(unread)
+    return whole, frozenset(in_place)
+
+
+def _unread(key: str, ignored: Mapping[str, str]) -> bool:
+    """Whether PEFT saves this and computes without it once it is trained."""
+    velora = "velora_config" in ignored and key.endswith(".lora_velora_embed")
+    return velora or ".original_module." in f".{key}"

@@ -28,11 +28,14 @@ COMMANDS = [
     "recipes",
     "doctor",
     "schema",
+    "adapter",
 ]
 SCHEMAS = [
     "build",
     "verify",
     "bench",
+    "adapter-inspect",
+    "adapter-fuse",
     "doctor",
     "manifest",
     "measured",

@@ -35,10 +35,10 @@ class FuseLoraConfig:
 class FuseLora(Pass[FuseLoraConfig]):
     """Add `weight * scale * B A` of each adapter to the weights it was trained for.
 
-    Reads Hugging Face PEFT folders. LoRA, rsLoRA and DoRA; Linear, Embedding, convolutions,
-    Transformers' `Conv1D` and `nn.MultiheadAttention`; trained biases and modules saved whole. The
-    sum is computed in float64 and rounded once; several adapters add the changes that each makes
-    alone. An adapter of another base is refused before anything is edited.
+    Reads Hugging Face PEFT folders. LoRA, rsLoRA and DoRA; Linear, Embedding, convolutions and
+    Transformers' `Conv1D`; trained biases and modules saved whole. The sum is computed in float64
+    and rounded once; several adapters add the changes that each makes alone. An adapter of another
+    base is refused before anything is edited.
 
     PEFT adapts a layer and leaves a layer tied to it as it was, so fusing into one side of a tie
     makes it two weights; that is reported. A build runs this pass before the float reference is
