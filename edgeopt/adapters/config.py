@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeopt.adapters.patterns import compile_pattern
+from edgeopt.adapters.patterns import compile_pattern, too_involved
 from edgeopt.errors import AdapterError, ConfigError
 from edgeopt.files import parse
 
@@ -31,6 +31,7 @@ IGNORED = {
     "runtime_config": "where PEFT computes",
     "velora_config": "its backward pass only",
 }
+_ALWAYS_SET = frozenset({"auto_mapping", "inference_mode", "megatron_core", "qalora_group_size"})
 REFUSED = {
     "alora_invocation_tokens": "the adapter acts on some tokens only, so no weight can hold it",
     "arrow_config": "adapters are routed by token, so no weight can hold them",
@@ -124,11 +125,18 @@ class LoraConfig:
 
     @property
     def knows_targets(self) -> bool:
-        """Whether the targets are named; else only the file tells them."""
-        return self.target_modules not in (None, "all-linear")
+        """Whether the targets can be told from their names; else only the file tells them."""
+        if self.target_modules in (None, "all-linear"):
+            return False
+        return not any(too_involved(expression) for expression in self.expressions())
+
+    def expressions(self) -> list[str]:
+        """Return the regular expressions that name the targets."""
+        named = (self.target_modules, self.exclude_modules)
+        return [*self._numbered(), *(names for names in named if isinstance(names, str))]
 
     def targets(self, module: str) -> bool:
-        """Say whether PEFT would adapt a module of this name."""
+        """Say whether PEFT would adapt a module of this name; only where `knows_targets`."""
         if _named(self.exclude_modules, module) or self.saves(module):
             return False
         if not _named(self.target_modules, module):
@@ -154,14 +162,16 @@ class LoraConfig:
         wanted = self.layers_to_transform
         if wanted is None or wanted == ():
             return True
-        patterns = self.layers_pattern or ()
-        lists = (patterns,) if isinstance(patterns, str) else patterns
-        expressions = [rf"(?:^|.*?\.)(?:{name})\.(?P<idx>\d+)\." for name in lists]
-        for expression in expressions or [r".*?\.[^.]*\.(?P<idx>\d+)\."]:
+        for expression in self._numbered() or [r".*?\.[^.]*\.(?P<idx>\d+)\."]:
             if found := compile_pattern(expression).match(module):
                 numbers = (wanted,) if isinstance(wanted, int) else wanted
                 return int(found["idx"]) in numbers
         return False
+
+    def _numbered(self) -> list[str]:
+        patterns = self.layers_pattern or ()
+        lists = (patterns,) if isinstance(patterns, str) else patterns
+        return [rf"(?:^|.*?\.)(?:{name})\.(?P<idx>\d+)\." for name in lists]
 
 
 def _by_pattern(patterns: Mapping[str, float], module: str) -> float | None:
@@ -170,9 +180,13 @@ def _by_pattern(patterns: Mapping[str, float], module: str) -> float | None:
     A pattern is a regular expression that the whole name matches, or what follows a dot in it.
     """
     for pattern, value in patterns.items():
-        if compile_pattern(rf"(.*\.)?({pattern})$").match(module):
+        if compile_pattern(_pattern(pattern)).match(module):
             return value
     return None
+
+
+def _pattern(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _named(names: Iterable[str] | str | None, module: str) -> bool:
@@ -210,7 +224,8 @@ def read_config(path: Path) -> tuple[LoraConfig, dict[str, str]]:
     given = {key: value for key, value in data.items() if key in known and value is not None}
     config = parse(given, LoraConfig, where=str(path), error=AdapterError)
     _check_patterns(path, config)
-    return config, {key: IGNORED[key] for key in sorted(IGNORED) if _on(data.get(key))}
+    told = sorted(IGNORED.keys() - _ALWAYS_SET)
+    return config, {key: IGNORED[key] for key in told if _on(data.get(key))}
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -244,20 +259,18 @@ def _check_start(path: Path, start: Any) -> None:
 
 
 def _check_patterns(path: Path, config: LoraConfig) -> None:
-    """Compile every regular expression now, so that a bad one names the file."""
-    lists = config.layers_pattern or ()
-    expressions = [
-        *(config.rank_pattern or {}),
-        *(config.alpha_pattern or {}),
-        *((lists,) if isinstance(lists, str) else lists),
-        *(n for n in (config.target_modules, config.exclude_modules) if isinstance(n, str)),
-    ]
-    for expression in expressions:
+    """Refuse what is no regular expression, and a pattern of ranks that could take forever.
+
+    Targets may be told by an involved expression: then the file alone tells them.
+    """
+    needed = [_pattern(p) for p in (*(config.rank_pattern or {}), *(config.alpha_pattern or {}))]
+    for expression in (*needed, *config.expressions()):
+        involved = too_involved(expression)
+        if involved and expression in needed:
+            raise AdapterError(f"{path}: {involved}")
         try:
-            compile_pattern(expression)
-        except re.error as failure:
+            re.compile(expression)
+        except (re.error, OverflowError, RecursionError) as failure:
             raise AdapterError(
-                f"{path}: {expression!r} is no regular expression: {failure}"
+                f"{path}: {expression[:80]!r} is no regular expression: {failure}"
             ) from None
-        except ConfigError as failure:
-            raise AdapterError(f"{path}: {failure}") from None

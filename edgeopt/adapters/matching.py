@@ -316,6 +316,8 @@ def _describe(factors: LoraFactors) -> str:
 
 def _notes(adapter: Adapter, own: Mapping[str, nn.Module], prefix: str) -> tuple[str, ...]:
     notes = []
+    if not adapter.config.knows_targets:
+        notes.append(f"{adapter.name}: which modules it targets is told by its file alone")
     if prefix:
         notes.append(f"{adapter.name}: its names stand under {prefix[:-1]}")
     for end in adapter.config.saved_whole:

@@ -96,7 +96,12 @@ def fuse(
     files = [[_hashes(folder), weight] for folder, weight in specs]
     called = re.sub(r"[^\w.-]+", "-", "-".join((loaded.name, *names)))[:_NAME_LENGTH]
     return Fused(
-        loaded=dataclasses.replace(loaded, module=state.carrier_module, name=called),
+        loaded=dataclasses.replace(
+            loaded,
+            module=state.carrier_module,
+            name=called,
+            source=f"{loaded.source or loaded.name} with {', '.join(names)}",
+        ),
         history=state.history,
         names=names,
         hashes={"adapters": key_of({"adapters": files})},
@@ -200,7 +205,7 @@ def run_inspect(folder: Path) -> AdapterDescription:
     options = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name not in about and getattr(config, field.name) != field.default
+        if field.name not in about and getattr(config, field.name) not in (field.default, {}, ())
     }
     return AdapterDescription(
         name=adapter.name,

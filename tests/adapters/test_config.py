@@ -103,8 +103,10 @@ def test_other_starts_change_nothing(start: Any, tmp_path: Path) -> None:
         ({"target_modules": 3}, "target_modules"),
         ({"rank_pattern": {"(q": 4}}, "is no regular expression"),
         ({"alpha_pattern": {"(a+)+b": 4}}, "repeats a group"),
-        ({"target_modules": "(x*)*y"}, "repeats a group"),
-        ({"layers_pattern": [".*" * 9]}, "repeats too often"),
+        ({"rank_pattern": {".*" * 9: 4}}, "repeats too often"),
+        ({"target_modules": "(x"}, "is no regular expression"),
+        ({"target_modules": "x{1,99999999999}"}, "is no regular expression"),
+        ({"layers_pattern": ["[x"]}, "is no regular expression"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -190,6 +192,23 @@ def test_targets_are_those_of_peft(options: dict[str, Any], tmp_path: Path) -> N
     }
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": None},
+        {"target_modules": "all-linear"},
+        {"target_modules": "(x+)+y"},
+        {"target_modules": ["q_proj"], "exclude_modules": ".*" * 9},
+        {"target_modules": ["q_proj"], "layers_pattern": ["h" * 3000]},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_targets_that_cannot_be_told_by_name_are_not_guessed(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    assert not read_config(written(tmp_path, **options))[0].knows_targets
+
+
 # --- hostile patterns ----------------------------------------------------------------------------
 
 
@@ -197,7 +216,7 @@ def test_targets_are_those_of_peft(options: dict[str, Any], tmp_path: Path) -> N
     "pattern", ["(a+)+b", "(a|a)*b", "(a?){20}b", "a?" * 11 + "b", ".*" * 6 + "b", "a" * 3000]
 )
 def test_a_pattern_that_could_take_forever_is_refused(pattern: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"forever|characters"):
         compile_pattern(pattern)
 
 

@@ -88,6 +88,7 @@ def test_the_fusion_stands_in_the_report_with_its_drift(built: BuildOutcome) -> 
 def test_manifest_and_lock_name_the_adapter(built: BuildOutcome, tone: Path) -> None:
     manifest = read_json(built.bundle_path / "manifest.json", Manifest)
     assert manifest.adapters == ("tone@0.5",)
+    assert manifest.model == built.report.model == "zoo:vit with tone@0.5"
     lock = read_lock(built.bundle_path / "edgeopt.lock")
     assert lock.options["adapters"] == [f"{tone}@0.5"]
     assert lock.hashes["adapters"] == manifest.hashes["adapters"]
@@ -158,6 +159,7 @@ def test_inspect_tells_what_is_in_the_folder(tone: Path, vit: nn.Module) -> None
     first = found.modules[0]
     a, b = (tensors[f"base_model.model.{first.module}.lora_{x}.weight"] for x in "AB")
     assert first.norm == pytest.approx(float((2 * b @ a).norm()), rel=1e-5)
+    assert set(found.options) == {"r", "target_modules", "init_lora_weights"}
     assert found.options["target_modules"] in (("qkv", "fc1"), ("fc1", "qkv"))
 
 

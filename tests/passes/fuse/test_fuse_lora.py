@@ -279,6 +279,14 @@ def test_fusing_again_is_reported_as_what_it_is(tmp_path: Path) -> None:
         assert torch.equal(value, state.carrier_module.state_dict()[name]), name
 
 
+def test_targets_that_only_the_file_tells_are_noted(tmp_path: Path) -> None:
+    folder = saved(adapted(llama(), r=4, target_modules=["q_proj"]), tmp_path / "tone")
+    involved = edited(folder, tmp_path / "involved", {}, target_modules=r"(.*\.)*q_proj")
+    (record,) = fused(llama(), TOKENS, involved).history
+    assert record.notes == ("involved: which modules it targets is told by its file alone",)
+    assert len(record.changes) == 2
+
+
 # --- several adapters ----------------------------------------------------------------------------
 
 
