@@ -50,6 +50,7 @@ class Job:
         seed: The seed.
         verify: The verifier's level.
         progress: Called with (what, done, total).
+        history: Passes that ran before the reference was taken (adapter fusion).
     """
 
     loaded: LoadedModel
@@ -64,6 +65,7 @@ class Job:
     seed: int
     verify: str
     progress: Callable[[str, int, int | None], None]
+    history: tuple[PassRecord, ...] = ()
 
     def context(self, target: Target, batch: int | None = None) -> PassContext:
         """Return what passes may read, for one target.
@@ -145,7 +147,8 @@ def run_trunk(job: Job) -> ModelState:
     # A wrong order in the branch must fail before the model is touched.
     Pipeline(rest, start=Stage.GRAPH, start_phase=Phase.FLOAT, already=tuple(p.name for p in trunk))
     context = job.context(job.profile.targets[0])
-    return Pipeline(trunk).run(ModelState(module=job.loaded.module), context, verify=job.verify)
+    state = ModelState(module=job.loaded.module, history=job.history)
+    return Pipeline(trunk).run(state, context, verify=job.verify)
 
 
 def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:

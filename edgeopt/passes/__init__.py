@@ -7,6 +7,7 @@ from typing import Any
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.passes.capture.capture import Capture
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
+from edgeopt.passes.fuse.fuse_lora import FuseLora
 from edgeopt.passes.legalize.integer_bias import IntegerBias
 from edgeopt.passes.legalize.symmetric_activations import SymmetricActivations
 from edgeopt.passes.legalize.unsigned_activations import UnsignedActivations
@@ -23,6 +24,7 @@ from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline import Pass
 
 ALL: tuple[type[Pass[Any]], ...] = (
+    FuseLora,
     FoldBatchNorm,
     PruneNM,
     Capture,
