@@ -80,3 +80,9 @@ def windows(split: str, length: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{split} has {len(text)} bytes: no window of {length}")
     used = count * length
     return text[:used].reshape(count, length), text[1 : used + 1].reshape(count, length)
+
+
+def spread(count: int, wanted: int) -> Tensor:
+    """Return `wanted` indices below `count`, evenly spread; all, if there are fewer."""
+    taken = min(count, wanted)
+    return torch.arange(taken) * count // taken
