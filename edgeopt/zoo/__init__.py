@@ -21,7 +21,7 @@ NAMES = tuple(CATALOGUE)
 __all__ = ["CATALOGUE", "MODELS", "NAMES", "ZooModel", "held_out_metric", "load", "samples"]
 
 
-WINDOWS = {"calibration": 64, "evaluation": 96}
+WINDOWS = {"calibration": 64, "evaluation": 128}
 """Windows of text that a build reads, spread over the split."""
 
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 class RMSNorm(nn.Module):
     """Divide by the root of the mean square, then scale (Zhang and Sennrich 2019, equation 4).
 
-    Written out, since `nn.RMSNorm` has no operator of its own below ONNX opset 23.
+    Written as ONNX Runtime's fusion to SimplifiedLayerNormalization wants it: ONNX has an operator
+    of its own only from opset 23.
     """
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
@@ -19,11 +20,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+Rope = tuple[Tensor, Tensor]
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotate each pair of features by an angle that grows with the position.
+    """Angles that grow with the position, one for each pair of features.
 
     Feature i is paired with i + head_dim / 2 (the halves layout of GPT-NeoX and Llama), at
     frequency `base ** (-2 i / head_dim)` (Su et al. 2021, equation 15).
@@ -33,33 +37,36 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
-        angle = torch.cat((angle, angle), dim=-1)
+        cos, sin = angle.cos().float(), angle.sin().float()
         self.cos: Tensor
         self.sin: Tensor
-        self.register_buffer("cos", angle.cos().float(), persistent=False)
-        self.register_buffer("sin", angle.sin().float(), persistent=False)
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1), persistent=False)
+        # The sign of the exchanged halves stands in the table, which saves a negation a call.
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1), persistent=False)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
-        """Rotate float32 [B, heads, T, head_dim], whose first token stands at `start`."""
-        tokens = x.shape[2]
-        cos, sin = self.cos[start : start + tokens], self.sin[start : start + tokens]
-        low, high = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-high, low), dim=-1) * sin
+    def forward(self, tokens: int, start: int = 0) -> Rope:
+        """Return cosine and signed sine, float32 [tokens, head_dim], from position `start` on."""
+        return self.cos[start : start + tokens], self.sin[start : start + tokens]
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Turn the feature pairs of [B, heads, T, head_dim] by the angles of their positions."""
+    low, high = x.chunk(2, dim=-1)
+    return x * rope[0] + torch.cat((high, low), dim=-1) * rope[1]
 
 
 class Attention(nn.Module):
     """Causal grouped-query attention, [B, T, D] -> [B, T, D] (Ainslie et al. 2023)."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, context: int) -> None:
+    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
         self.q_proj = nn.Linear(width, heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(width, kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(width, kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(heads * self.head_dim, width, bias=False)
-        self.rotary = RotaryEmbedding(self.head_dim, context)
 
-    def project(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, [B, heads or kv_heads, T, head_dim], q and k rotated."""
         batch, tokens, _ = x.shape
         q, k, v = (
@@ -70,7 +77,7 @@ class Attention(nn.Module):
                 (self.v_proj, self.kv_heads),
             )
         )
-        return self.rotary(q, start), self.rotary(k, start), v
+        return rotate(q, rope), rotate(k, rope), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         """Mix v by the attention of q to k; each group of query heads shares one key head."""
@@ -79,8 +86,8 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attend(*self.project(x), causal=True)
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        return self.attend(*self.project(x, rope), causal=True)
 
 
 class SwiGLU(nn.Module):
@@ -99,15 +106,15 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """A pre-norm decoder block."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, hidden: int, context: int) -> None:
+    def __init__(self, width: int, heads: int, kv_heads: int, hidden: int) -> None:
         super().__init__()
         self.norm1 = RMSNorm(width)
-        self.attn = Attention(width, heads, kv_heads, context)
+        self.attn = Attention(width, heads, kv_heads)
         self.norm2 = RMSNorm(width)
         self.mlp = SwiGLU(width, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, rope: Rope) -> Tensor:
+        x = x + self.attn(self.norm1(x), rope)
         return x + self.mlp(self.norm2(x))
 
 
@@ -129,15 +136,15 @@ class ByteLM(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, kv_heads, hidden, context) for _ in range(depth)
-        )
+        self.rotary = RotaryEmbedding(width // heads, context)
+        self.blocks = nn.ModuleList(Block(width, heads, kv_heads, hidden) for _ in range(depth))
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens)
+        rope = self.rotary(tokens.shape[1])
         for block in self.blocks:
-            x = block(x)
+            x = block(x, rope)
         return self.head(self.norm(x))

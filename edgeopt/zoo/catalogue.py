@@ -59,8 +59,8 @@ CATALOGUE: Mapping[str, ZooModel] = {
         ZooModel(
             name="bytelm",
             summary="Llama-style byte decoder: 4 blocks, width 192, 6 query and 2 key heads, tied head",
-            input="tokens int64 [N, 128]",
-            shape=(128,),
+            input="tokens int64 [N, 96]",
+            shape=(96,),
             metric="perplexity",
             parameters=1_623_744,
             data="the language reference inside CPython (pydoc_data.topics), split by paragraph",
