@@ -40,8 +40,6 @@ def load(name: str) -> LoadedModel:
 
 
 def _classifier(entry: ZooModel) -> LoadedModel:
-    from torch import Tensor, nn
-
     from edgeopt.artifact import Preprocessing
     from edgeopt.models import from_module
     from edgeopt.zoo.mobilenet import MobileNet

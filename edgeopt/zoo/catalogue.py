@@ -58,7 +58,7 @@ CATALOGUE: Mapping[str, ZooModel] = {
         ),
         ZooModel(
             name="bytelm",
-            summary="Llama-style byte decoder: 4 blocks, width 192, 6 query and 2 key heads, tied head",
+            summary="Byte language model of the Llama kind: 4 blocks, width 192, tied head",
             input="tokens int64 [N, 96]",
             shape=(96,),
             metric="perplexity",

@@ -111,7 +111,7 @@ def train(seed: int, schedule: Schedule, checkpoint: Path | None = None) -> Byte
     return model.eval()
 
 
-def perplexity(model: nn.Module, window: int = 128) -> float:
+def perplexity(model: nn.Module, window: int = 96) -> float:
     """Return the perplexity a byte over all held-out windows."""
     training = model.training
     model.eval()
@@ -141,9 +141,7 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path
     return int(stored["step"])
 
 
-def _save(
-    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, checkpoint: Path
-) -> None:
+def _save(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, checkpoint: Path) -> None:
     part = checkpoint.with_suffix(".part")
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     torch.save(state, part)

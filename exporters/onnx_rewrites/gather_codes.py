@@ -57,9 +57,7 @@ def _pick_rows(graph: ir.Graph, gather: ir.Node, codes: ir.Value, scales: ir.Val
         picked = _node(gather, "Gather", [scales, tokens], "scales", scales.dtype, row_shape)
         last = store(graph, f"{gather.name}_last", np.array([-1], np.int64))
         wide = None if row_shape is None else ir.Shape([*row_shape, 1])
-        column = _node(
-            gather, "Unsqueeze", [picked.outputs[0], last], "column", scales.dtype, wide
-        )
+        column = _node(gather, "Unsqueeze", [picked.outputs[0], last], "column", scales.dtype, wide)
         nodes += [picked, column]
         factor = column.outputs[0]
     product = _node(gather, "Mul", [real.outputs[0], factor], "", result.dtype, result.shape)
