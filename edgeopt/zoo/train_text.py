@@ -58,24 +58,23 @@ def initialize(model: ByteLM) -> None:
             )
 
 
-def train(seed: int, schedule: Schedule, checkpoint: Path | None = None) -> ByteLM:
+def train(
+    seed: int, schedule: Schedule, checkpoint: Path | None = None, save_every: float = 120.0
+) -> ByteLM:
     """Train on the training split and return the model in eval mode.
 
     Each step draws from a seed of its own, so a run resumed from `checkpoint` ends in the same
-    weights as one that was not interrupted.
+    weights as one that was not interrupted. It is written every `save_every` seconds.
     """
     torch.manual_seed(seed)
     model = ByteLM()
     initialize(model)
     corpus = text.load("train").long()
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in model.parameters() if p.dim() == 2]},
-            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-        ],
-        lr=schedule.rate,
-        betas=(0.9, 0.98),
-        weight_decay=schedule.decay,
+        groups, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=schedule.decay
     )
     first = _resume(model, optimizer, checkpoint)
     hooks = [
@@ -103,7 +102,7 @@ def train(seed: int, schedule: Schedule, checkpoint: Path | None = None) -> Byte
                 file=sys.stderr,
                 flush=True,
             )
-        if checkpoint is not None and time.monotonic() - saved > 120:
+        if checkpoint is not None and time.monotonic() - saved >= save_every:
             _save(model, optimizer, step + 1, checkpoint)
             saved = time.monotonic()
     for hook in hooks:

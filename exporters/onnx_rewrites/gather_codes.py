@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -70,7 +72,7 @@ def _pick_rows(graph: ir.Graph, gather: ir.Node, codes: ir.Value, scales: ir.Val
 def _node(
     gather: ir.Node,
     kind: str,
-    inputs: list[ir.Value | None] | tuple[ir.Value, ...],
+    inputs: Sequence[ir.Value | None],
     role: str,
     dtype: ir.DataType | None,
     shape: ir.Shape | None,
