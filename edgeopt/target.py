@@ -26,6 +26,8 @@ class Compute(enum.Enum):
         INTEGER: Has an integer kernel when every activation around it is quantized.
         FOLLOW: Moves codes without changing them; input and output share parameters.
         ABSORB: An activation that the producer's output range already expresses.
+        TABLE: Picks rows of its first input; where a weighted operator reads that table too (a
+            tied head), both read the same codes.
         FLOAT: Stays float.
     """
 
@@ -33,6 +35,7 @@ class Compute(enum.Enum):
     INTEGER = "integer"
     FOLLOW = "follow"
     ABSORB = "absorb"
+    TABLE = "table"
     FLOAT = "float"
 
 

@@ -39,8 +39,9 @@ class PlanQuantization(Pass[PlanConfig]):
     Inputs, weights and biases of weighted operators are quantized; outputs where the runtime's
     kernel must write codes; operators with an integer kernel where all that they read are codes;
     operators that only move codes share the parameters of what they move. An activation that a
-    range expresses (ReLU, ReLU6) is absorbed: the codes stand behind it. What stays float is a
-    line of the plan too, with the reason.
+    range expresses (ReLU, ReLU6) is absorbed: the codes stand behind it. An embedding that is tied
+    to an integer head picks rows of the head's codes, so that one table serves both. What stays
+    float is a line of the plan too, with the reason.
     """
 
     name = "plan"
@@ -64,6 +65,9 @@ class PlanQuantization(Pass[PlanConfig]):
             lines[method] = _lines(exported, placement, rules)
             for weighted in placement.weighted:
                 changes[require_site(weighted.node).address] = "integer"
+            for table in placement.tables:
+                owner = require_site(table.weighted.node).address
+                changes[require_site(table.node).address] = f"rows of the codes of {owner}"
             for node, reason in placement.stays_float.items():
                 skipped[require_site(node).address] = reason
         if not changes:
@@ -109,8 +113,15 @@ def _lines(
                     reader, f"in{index}", Role.INPUT, rules.activation, Shared(_edge(value, "out"))
                 )
             )
+    owners = placement.owners
     for weighted in placement.weighted:
-        by_node.setdefault(weighted.node, []).extend(_weight_lines(weighted, rules))
+        found = _weight_lines(weighted, owners[weighted.weight].node, rules)
+        by_node.setdefault(weighted.node, []).extend(found)
+    for table in placement.tables:
+        source = Shared(_edge(table.weighted.node, "in1"))
+        by_node.setdefault(table.node, []).append(
+            _line(table.node, "in0", Role.WEIGHT, rules.weight, source)
+        )
     for node, reason in placement.stays_float.items():
         by_node.setdefault(node, []).append(
             PlannedEdge(
@@ -124,9 +135,8 @@ def _lines(
     )
 
 
-def _weight_lines(weighted: Weighted, rules: RuleSet) -> list[PlannedEdge]:
+def _weight_lines(weighted: Weighted, first: Node, rules: RuleSet) -> list[PlannedEdge]:
     node = weighted.node
-    first = next(iter(weighted.weight.users))
     # Calls of one module read one weight: the first call owns its parameters.
     source = Own() if first is node else Shared(_edge(first, "in1"))
     found = [_line(node, "in1", Role.WEIGHT, rules.weight, source)]
