@@ -12,6 +12,10 @@ from edgeopt.quant.spec import Affine, Granularity, TensorSpec
 BIAS_CODE_LIMIT = 2**24
 """Above this a bias code is no float32 integer, and its float and int32 forms differ."""
 
+WIDE_BIAS_CODE_LIMIT = 2**30
+"""With 16-bit activations the grid is 256 times finer, and biases would pass 2^24 as a rule. There
+the float and int32 forms of a bias may differ by float32 rounding."""
+
 SPARE_SCALE = 2.0**-10
 """Scale of a weight that is zero throughout; of a size that weight scales have."""
 
@@ -77,17 +81,24 @@ def weight_scales(weight: Tensor, spec: TensorSpec) -> Tensor:
     return torch.where(alive, usable, spare)
 
 
-def raise_for_bias(scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, list[int]]:
-    """Raise the weight scale of channels whose bias code would pass 2^24.
+def bias_code_limit(codes_dtype: str) -> int:
+    """Return the largest bias code beside activations of a type."""
+    return BIAS_CODE_LIMIT if codes_dtype in ("int8", "uint8") else WIDE_BIAS_CODE_LIMIT
+
+
+def raise_for_bias(
+    scale: Tensor, bias: Tensor, input_scale: float, limit: int = BIAS_CODE_LIMIT
+) -> tuple[Tensor, list[int]]:
+    """Raise the weight scale of channels whose bias code would pass `limit`.
 
     Returns:
         The scales, and the channels that were raised.
     """
     codes = bias.double().abs() / (scale.double() * input_scale)
-    over = codes > BIAS_CODE_LIMIT
+    over = codes > limit
     if not bool(over.any()):
         return scale, []
-    raised = (bias.double().abs() / (input_scale * BIAS_CODE_LIMIT)).float() * (1 + 2.0**-20)
+    raised = (bias.double().abs() / (input_scale * limit)).float() * (1 + 2.0**-20)
     channels = torch.nonzero(over.expand(scale.shape) if scale.dim() == 0 else over).flatten()
     if scale.dim() == 0:
         return torch.maximum(scale, raised.max()), [0]
