@@ -146,7 +146,8 @@ def qparams(step: Step) -> Iterator[Violation]:
         info = torch.iinfo(zero.dtype)
         low = info.min if found.qmin is None else found.qmin
         high = info.max if found.qmax is None else found.qmax
-        if bool((zero < low).any()) or bool((zero > high).any()):
+        codes = zero.to(torch.int64)  # torch compares no uint16
+        if bool((codes < low).any()) or bool((codes > high).any()):
             yield Violation("qparams", where, f"a zero point lies outside [{low}, {high}]")
         if found.params.axis is not None:
             value = found.node.args[0]

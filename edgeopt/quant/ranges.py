@@ -10,11 +10,10 @@ from edgeopt.dialect import storage_dtype
 from edgeopt.quant.spec import Affine, Granularity, TensorSpec
 
 BIAS_CODE_LIMIT = 2**24
-"""Above this a bias code is no float32 integer, and its float and int32 forms differ."""
+"""Above this some codes are no float32 integers, and a bias would differ from its int32 form."""
 
 WIDE_BIAS_CODE_LIMIT = 2**30
-"""With 16-bit activations the grid is 256 times finer, and biases would pass 2^24 as a rule. There
-the float and int32 forms of a bias may differ by float32 rounding."""
+"""With 16-bit activations the grid is 256 times finer, and biases pass 2^24 as a rule."""
 
 SPARE_SCALE = 2.0**-10
 """Scale of a weight that is zero throughout; of a size that weight scales have."""
@@ -108,4 +107,16 @@ def raise_for_bias(
 def on_grid(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
     """Return the nearest bias on the int32 grid `s_x * s_w`, float32."""
     grid = input_scale.float() * weight_scale.float()
-    return (torch.round(bias.double() / grid.double()) * grid.double()).float()
+    return (bias_codes(bias, grid).double() * grid.double()).float()
+
+
+def bias_codes(bias: Tensor, grid: Tensor) -> Tensor:
+    """Return the codes of a bias, int32.
+
+    A code above 2^24 keeps its first 22 bits, so that `float32(code * grid)` is one number whether
+    the runtime stores it as a float or as the code, and gives the same code back.
+    """
+    codes = torch.round(bias.double() / grid.double())
+    step = torch.exp2(torch.floor(torch.log2(codes.abs().clamp(min=1.0))) - 21)
+    step = torch.where(codes.abs() > BIAS_CODE_LIMIT, step, 1.0)
+    return (torch.round(codes / step) * step).to(torch.int32)
