@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgeopt import trees
 from edgeopt.artifact import Preprocessing
 from edgeopt.data import Samples, as_samples
 from edgeopt.errors import ConfigError, ModelError, nearest
@@ -26,7 +27,7 @@ from edgeopt.weights import check_finite
 
 __all__ = ["LoadedModel", "check_finite", "from_module", "load_model", "weights_digest"]
 
-FORMS = "zoo:NAME, FILE.py:FACTORY or timm:NAME@WEIGHTS"
+FORMS = "zoo:NAME, FILE.py:FACTORY, hf:DIR, timm:NAME@WEIGHTS or FILE.pt2"
 AUTO = "auto"
 
 
@@ -71,6 +72,13 @@ class LoadedModel:
         """The example inputs as one call."""
         return Batch(self.example_args, self.example_kwargs)
 
+    @property
+    def dimensions(self) -> list[dict[int, trees.Dimension]]:
+        """The free axes of each input, as the source declares them."""
+        return trees.free_dimensions(
+            self.example_args, self.example_kwargs, self.input_names, self.dynamic_shapes
+        )
+
     def data(self, value: Any, *, name: str = "data") -> Samples:
         """Open data for this model: a `--calib` or `--eval` argument, or a Python value.
 
@@ -95,7 +103,9 @@ def load_model(spec: str) -> LoadedModel:
     - `FILE.py:FACTORY`: calls the function, which runs the file's code. It returns a
       `LoadedModel`, a module and its example arguments, or a mapping with `module`,
       `example_args` and any other argument of `from_module`. Data may be given as there.
+    - `hf:DIR?OPTIONS`: a Transformers folder, see `edgeopt.transformers_models`.
     - `timm:NAME?OPTIONS@WEIGHTS`: see `edgeopt.timm_models`.
+    - `FILE.pt2`: a program that `torch.export.save` wrote, see `edgeopt.saved_programs`.
 
     Raises:
         ConfigError: If the form is not known.
@@ -112,12 +122,16 @@ def load_model(spec: str) -> LoadedModel:
 
         return load_timm(spec)
     if kind == "hf" and colon:
-        raise ConfigError(f"{spec}: Transformers folders are not supported; use {FORMS}")
+        from edgeopt.transformers_models import load_transformers
+
+        return load_transformers(spec)
     user = split_spec(spec)
     if user is not None:
         return _from_factory(*user, spec)
     if spec.endswith(".pt2"):
-        raise ConfigError(f"{spec}: saved programs are not supported; use {FORMS}")
+        from edgeopt.saved_programs import load_program
+
+        return load_program(spec)
     if spec.endswith(".py"):
         raise ConfigError(f"{spec}: say which function returns the model: {spec}:FACTORY")
     raise ConfigError(f"{spec}: not a model; use {FORMS}")
@@ -184,7 +198,7 @@ def from_module(
         example_kwargs=example.kwargs,
         dynamic_shapes=dynamic_shapes,
         input_names=_fitting(input_names, _input_names(own, example), "input_names", where),
-        output_names=_fitting(output_names, _output_names(outputs), "output_names", where),
+        output_names=_fitting(output_names, trees.output_names(outputs), "output_names", where),
         input_roles=_fitting(input_roles, _roles(own, example), "input_roles", where),
         preprocessing=preprocessing,
         labels=tuple(labels),
@@ -274,6 +288,7 @@ def _example(module: nn.Module, example: Batch, where: str) -> tuple[Batch, Any]
 
 
 def _run(module: nn.Module, example: Batch, where: str) -> Any:
+    trees.register_dataclasses((example.args, dict(example.kwargs)))
     if not leaves((example.args, example.kwargs)):
         raise ModelError(f"{where}: give example inputs that hold at least one tensor")
     try:
@@ -284,10 +299,17 @@ def _run(module: nn.Module, example: Batch, where: str) -> Any:
         raise ModelError(
             f"{where}: does not run on its example inputs: {type(failure).__name__}: {text}"
         ) from failure
-    found = leaves(outputs)
-    if not found:
+    found = trees.flatten(outputs)
+    for leaf in found:
+        if leaf.value is not None and not isinstance(leaf.value, Tensor):
+            raise ModelError(
+                f"{where}: output {leaf.label or 'of the model'} is {type(leaf.value).__name__}; "
+                "return tensors, in tuples, lists, mappings or dataclasses"
+            )
+    values = leaves(outputs)
+    if not values:
         raise ModelError(f"{where}: returns no tensor")
-    for value in found:
+    for value in values:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"{where}: gives NaN or Inf on its example inputs")
     return outputs
@@ -310,25 +332,7 @@ def _input_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
         for p in inspect.signature(module.forward).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    names: list[str] = []
-    positional = [
-        parameters[index] if index < len(parameters) else f"input{index}"
-        for index in range(len(example.args))
-    ]
-    arguments = [*zip(positional, example.args, strict=True), *example.kwargs.items()]
-    for key, value in arguments:
-        count = len(leaves(value))
-        names += [key] if count == 1 else [f"{key}_{part}" for part in range(count)]
-    return tuple(names)
-
-
-def _output_names(outputs: Any) -> tuple[str, ...]:
-    found = leaves(outputs)
-    if isinstance(outputs, Mapping) and all(isinstance(v, Tensor) for v in outputs.values()):
-        return tuple(str(key) for key in outputs)
-    if len(found) == 1:
-        return ("output",)
-    return tuple(f"output{index}" for index in range(len(found)))
+    return trees.input_names(parameters, example.args, example.kwargs)
 
 
 def _roles(module: nn.Module, example: Batch) -> tuple[str, ...]:

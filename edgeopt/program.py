@@ -12,7 +12,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,15 @@ def user_input_names(program: ExportedProgram) -> tuple[str, ...]:
     )
 
 
+def tensor_input_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Return the placeholder names of those of the user's inputs that are tensors, in order."""
+    return tuple(
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
+    )
+
+
 def tensors(program: ExportedProgram) -> dict[str, Tensor]:
     """Map FQN to parameter, buffer or constant."""
     table: dict[str, Tensor] = {}
@@ -61,6 +70,19 @@ def run(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, An
     """Run the program without gradients."""
     with torch.no_grad():
         return runnable(program)(*args, **kwargs)
+
+
+def unflattened(
+    program: ExportedProgram, tensors: Sequence[Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the program's arguments from its tensor inputs in order; constants are filled in."""
+    from torch.utils import _pytree as pytree
+
+    given = iter(tensors)
+    specs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    flat = [next(given) if isinstance(s.arg, TensorArgument) else s.arg.value for s in specs]
+    args, kwargs = pytree.tree_unflatten(flat, program.call_spec.in_spec)
+    return args, kwargs
 
 
 def copied_inputs(

@@ -48,6 +48,7 @@ class OperatorRule:
             more than they save; `any` otherwise.
         constants: Its kernel takes codes of a stored tensor too (a position embedding, the weight
             of a normalization); they are quantized as activations are.
+        fuses: Activations that its kernel takes in, of those that are absorbed; `any` for all.
         note: Why; shown where the operator stays float.
     """
 
@@ -55,6 +56,7 @@ class OperatorRule:
     output: str = "float"
     reads: str = "any"
     constants: bool = False
+    fuses: tuple[str, ...] = ("any",)
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -76,8 +78,8 @@ class RuleSet:
         activation: How activations are quantized in the plan (before legalization).
         operators: Operator name (`linear`, `conv2d`, `add`) -> rule; others stay float.
         bias_bits: 32: the bias lies on its int32 grid.
-        prepare: Passes on the float graph, before the plan, in order: they write operators in the
-            form that the runtime's kernels have.
+        prepare: Passes that bring the float graph to the runtime's form before it is planned; the
+            float yardstick gets them too.
         whole_graph: What is not codes runs on another processor: inputs, outputs and what only
             moves data are quantized as well, and every operator that stays float is named.
         activation_bits: Other widths of activation codes that the kernels take; `plan` chooses.
@@ -95,11 +97,11 @@ class RuleSet:
     operators: Mapping[str, OperatorRule]
     legalize: tuple[str, ...]
     source: str
-    prepare: tuple[str, ...] = ()
     whole_graph: bool = False
     activation_bits: tuple[int, ...] = ()
     isa: str = ""
     bias_bits: int = 32
+    prepare: tuple[str, ...] = ()
     weight_bits_without_vnni: int = 7
     accumulator_bits: int = 32
     wide_accumulator_bits: int = 32
@@ -223,6 +225,9 @@ LIMITS: Mapping[str, tuple[str, str]] = {
     "snr_db": ("dB", "signal-to-noise ratio of the outputs against the float model"),
     "int8_macs": ("share", "share of the multiply-accumulates that run in INT8"),
     "float_gemms": ("count", "weighted operators (convolutions, linears) that stay float"),
+    "partitions": ("count", "pieces of the program that the accelerator or delegate takes"),
+    "delegated_share": ("share", "share of the operators that the accelerator or delegate takes"),
+    "fused_attentions": ("count", "attentions that the device's compiler fuses into one kernel"),
     "macs": ("count", "multiply-accumulates of one call"),
 }
 
@@ -233,7 +238,7 @@ class Target:
 
     Attributes:
         name: The target's name in reports and file names.
-        format: The exporter: `onnx` or `tensorrt` (`executorch`, `qnn` later).
+        format: The exporter: `onnx`, `tensorrt`, `executorch` or `qnn`.
         runtime: The runner that measures it.
         backend: Execution provider, delegate or GPU.
         rules: Name of the rule set.
@@ -241,6 +246,7 @@ class Target:
         protocol: How latency is measured.
         options: Options of the exporter: opset, optimization profiles, compute capability.
         minimum_runtime: The oldest runtime version that takes the file.
+        yardstick: Also write the file with nothing quantized, to compare with.
     """
 
     name: str
@@ -252,6 +258,7 @@ class Target:
     protocol: Protocol = Protocol()
     options: Mapping[str, int | float | str | bool] = dataclasses.field(default_factory=dict)
     minimum_runtime: str = ""
+    yardstick: bool = True
 
     def __post_init__(self) -> None:
         if self.float_type not in ("float32", "float16"):

@@ -29,6 +29,7 @@ class ExportRequest:
         input_roles: Role of each input (`image`, `tokens`, ...), or empty.
         build_key: Written into the file's metadata.
         dynamic: Names of the dimensions that stay dynamic.
+        dimensions: Axis -> name of each input's dynamic dimensions, in the inputs' order.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ExportRequest:
     input_roles: tuple[str, ...] = ()
     build_key: str = ""
     dynamic: tuple[str, ...] = ()
+    dimensions: tuple[Mapping[int, str], ...] = ()
 
 
 class Exporter(abc.ABC):

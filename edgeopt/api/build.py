@@ -171,10 +171,10 @@ class _Build:
             precision = "int8" if job.quantizes else target.float_type
             main = self._file(folder, branch.state, target, target.name, precision)
             found.append(Written(main, branch, own))
-            if job.quantizes:
-                # The yardstick is the trunk: the same weights, nothing quantized.
+            if job.quantizes and target.yardstick:
+                # The same weights in the same form, nothing quantized.
                 name = f"{target.name}-{target.float_type}"
-                plain = self._file(folder, trunk, target, name, target.float_type)
+                plain = self._file(folder, branch.before, target, name, target.float_type)
                 found.append(Written(plain, branch, own))
         for precision in self._inputs.extra:
             target = dataclasses.replace(

@@ -14,19 +14,20 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from edgeopt import program
+from edgeopt.api.formats import exporter_for
 from edgeopt.artifact import Artifact
 from edgeopt.data import Samples
 from edgeopt.errors import ConfigError, ExportError, PipelineError, nearest
-from edgeopt.exporters.base import Exporter, ExportRequest
+from edgeopt.exporters.base import ExportRequest
 from edgeopt.models import LoadedModel
 from edgeopt.passes import by_name
-from edgeopt.passes.capture.capture import dynamic_batch
 from edgeopt.pipeline import Pass, Pipeline
 from edgeopt.recipe import Recipe
-from edgeopt.reference import FloatReference
+from edgeopt.reference import FloatReference, leaves
 from edgeopt.results import PassRow
 from edgeopt.state import ModelState, PassContext, PassRecord, Phase, Stage
 from edgeopt.target import DeviceProfile, Target, load_rules
+from edgeopt.trees import BATCH, Dimension, export_shapes
 
 CALIBRATION_BATCH = 16
 TRUNK = "trunk"
@@ -91,6 +92,17 @@ class Job:
         )
 
     @property
+    def lengths(self) -> dict[str, int]:
+        """The example's size in each free dimension but the batch, by name."""
+        example = (self.loaded.example_args, dict(self.loaded.example_kwargs))
+        return {
+            dimension.name: value.shape[axis]
+            for value, free in zip(leaves(example), self.loaded.dimensions, strict=True)
+            for axis, dimension in free.items()
+            if axis > 0
+        }
+
+    @property
     def quantizes(self) -> bool:
         """Whether the recipe quantizes at all."""
         return any(p.name == "quantize" for p in self.passes)
@@ -103,7 +115,7 @@ class Branch:
     Attributes:
         target: The target.
         state: The state after its last legalization, at the captured shapes.
-        before: The float state that the branch started from.
+        before: The float state as prepared for the target, nothing quantized.
     """
 
     target: Target
@@ -136,24 +148,24 @@ def run_trunk(job: Job) -> ModelState:
 
 
 def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
-    """Plan, calibrate, quantize and legalize for one target."""
+    """Prepare the float graph for one target, then plan, calibrate, quantize and legalize it."""
     front, rest = split_passes(job.passes, job.recipe)
     rules = load_rules(target.rules)
-    prepare, legalize = (
-        tuple(by_name(name)() for name in names) if job.quantizes else ()
-        for names in (rules.prepare, rules.legalize)
-    )
-    pipeline = Pipeline(
-        (*prepare, *rest, *legalize),
-        start=Stage.GRAPH,
-        start_phase=Phase.FLOAT,
-        already=tuple(p.name for p in front),
-    )
+    prepare = tuple(by_name(name)() for name in rules.prepare)
+    legalize = tuple(by_name(name)() for name in rules.legalize) if job.quantizes else ()
     example = (job.loaded.example_args, job.loaded.example_kwargs)
     dynamic = all(has_dynamic_batch(p) for p in trunk.carrier_programs.values())
     fixed = None if dynamic else _leading(*example)
-    state = pipeline.run(trunk, job.context(target, fixed), verify=job.verify)
-    return Branch(target, state, trunk)
+    context = job.context(target, fixed)
+    already = tuple(p.name for p in front)
+    before = _graph_passes(prepare, already).run(trunk, context, verify=job.verify)
+    already += tuple(p.name for p in prepare)
+    state = _graph_passes((*rest, *legalize), already).run(before, context, verify=job.verify)
+    return Branch(target, state, before)
+
+
+def _graph_passes(passes: tuple[Pass[Any], ...], already: tuple[str, ...]) -> Pipeline:
+    return Pipeline(passes, start=Stage.GRAPH, start_phase=Phase.FLOAT, already=already)
 
 
 def pass_rows(trunk: ModelState, branches: Sequence[Branch]) -> tuple[PassRow, ...]:
@@ -178,21 +190,6 @@ def _row(record: PassRecord, branch: str) -> PassRow:
     )
 
 
-def exporter_for(format_: str) -> Exporter:
-    """Return the exporter of a format.
-
-    Raises:
-        ConfigError: If there is none; the nearest is suggested.
-    """
-    from edgeopt.exporters.onnx import OnnxExporter
-    from edgeopt.exporters.tensorrt import TensorRTExporter
-
-    known: dict[str, type[Exporter]] = {e.format: e for e in (OnnxExporter, TensorRTExporter)}
-    if format_ not in known:
-        raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
-    return known[format_]()
-
-
 _SHAPED: weakref.WeakKeyDictionary[
     ExportedProgram, dict[tuple[int, tuple[str, ...]], ExportedProgram]
 ] = weakref.WeakKeyDictionary()
@@ -211,48 +208,70 @@ def _shaped(job: Job, exported: ExportedProgram) -> ExportedProgram:
 
 
 def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
-    """Return the program at the batch that the files are to have.
+    """Return the program at the shapes that the files are to have.
 
-    With dynamic dimensions it stays as captured; otherwise it is captured again, all sizes fixed.
+    It is captured again: dimensions that `job.dynamic` names stay dynamic, the batch is
+    `job.batch`, and every other size is the example's.
 
     Raises:
         ConfigError: If the model cannot take the batch, or has no such dynamic dimension.
     """
-    free = has_dynamic_batch(exported)
-    if job.dynamic:
-        unknown = [name for name in job.dynamic if name != "batch"]
-        if unknown:
-            raise ConfigError(
-                f"--dynamic {unknown[0]}: no such dimension{nearest(unknown[0], ['batch'])}"
-            )
-        if not free:
+    free = dimensions(job, exported)
+    names = {dimension.name for leaf in free for dimension in leaf.values()}
+    unknown = next((name for name in job.dynamic if name not in names), None)
+    if unknown is not None:
+        if unknown == BATCH:
             raise ConfigError("--dynamic batch: the model fixes its batch")
-        args, kwargs = job.loaded.example_args, job.loaded.example_kwargs
-        shapes = job.loaded.dynamic_shapes or dynamic_batch(
-            args, kwargs, program.runnable(exported)
-        )
-        return program.retrace(exported, args, kwargs, shapes)
-    if not free:
-        fixed = _leading(job.loaded.example_args, job.loaded.example_kwargs)
+        raise ConfigError(f"--dynamic {unknown}: no such dimension{nearest(unknown, names)}")
+    args, kwargs = job.loaded.example_args, dict(job.loaded.example_kwargs)
+    leading = {leaf[0].name for leaf in free if 0 in leaf}
+    if not leading:
+        fixed = _leading(args, kwargs)
         if fixed != job.batch and fixed is not None:
             raise ConfigError(
                 f"--batch {job.batch}: the model fixes its batch; pass --batch {fixed}"
             )
+    elif not leading & set(job.dynamic):
+        args, kwargs = resized(args, kwargs, job.batch)
+    if not names:
         return exported
-    args, kwargs = resized(job.loaded.example_args, job.loaded.example_kwargs, job.batch)
-    return program.retrace(exported, args, kwargs)
+    kept = [
+        {axis: found.size for axis, found in leaf.items() if found.name in job.dynamic}
+        for leaf in free
+    ]
+    forward = program.runnable(exported).forward
+    shapes = export_shapes(args, kwargs, kept, forward) if any(kept) else None
+    return program.retrace(exported, args, kwargs, shapes)
+
+
+def dimensions(job: Job, exported: ExportedProgram) -> list[dict[int, Dimension]]:
+    """Return the dimensions of each input that the captured program really leaves free."""
+    declared = job.loaded.dimensions
+    found = []
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+    for position, name in enumerate(program.tensor_input_names(exported)):
+        shape = getattr(values[name], "shape", ())
+        named = declared[position] if position < len(declared) else {}
+        if job.loaded.dynamic_shapes is None:  # then capture left the batch open where it could
+            named = {0: Dimension(BATCH, torch.export.Dim.DYNAMIC)}
+        found.append(
+            {
+                axis: dimension
+                for axis, dimension in named.items()
+                if axis < len(shape) and not isinstance(shape[axis], int)
+            }
+        )
+    return found
 
 
 def has_dynamic_batch(exported: ExportedProgram) -> bool:
-    """Say whether an input of the program has a dynamic dimension."""
-    names = set(program.user_input_names(exported))
+    """Say whether the first dimension of an input of the program is dynamic."""
+    names = set(program.tensor_input_names(exported))
     return any(
         not isinstance(size, int)
         for node in exported.graph.nodes
-        if node.op == "placeholder"
-        and node.name in names
-        and isinstance(node.meta.get("val"), Tensor)
-        for size in node.meta["val"].shape
+        if node.op == "placeholder" and node.name in names
+        for size in node.meta["val"].shape[:1]
     )
 
 
@@ -301,9 +320,21 @@ def export(
         input_roles=job.loaded.input_roles,
         build_key=build_key,
         dynamic=job.dynamic,
+        dimensions=_dimension_names(job, state),
     )
     problems = exporter.unsupported(request)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ExportError(f"target {name}: {problems[0]}{more}")
-    return exporter.export(request, folder)
+    artifact = exporter.export(request, folder)
+    open_ = {d for m in artifact.methods for spec in m.inputs for d in spec.shape}
+    lengths = {name: size for name, size in job.lengths.items() if name in open_}
+    return dataclasses.replace(artifact, lengths=lengths)
+
+
+def _dimension_names(job: Job, state: ModelState) -> tuple[dict[int, str], ...]:
+    captured = next(iter(state.carrier_programs.values()))
+    return tuple(
+        {axis: found.name for axis, found in leaf.items() if found.name in job.dynamic}
+        for leaf in dimensions(job, captured)
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt import bundle as bundles
 from edgeopt.api import measure
 from edgeopt.api.compile import Branch, Job, export, has_dynamic_batch
+from edgeopt.api.formats import inspector_for
 from edgeopt.api.limits import DEVICE_ONLY, Found
 from edgeopt.artifact import Artifact
 from edgeopt.data import Samples
@@ -28,12 +29,17 @@ from edgeopt.results import (
     ProofResult,
     SizeRow,
 )
+from edgeopt.runtime_tests.base import Arrays
+from edgeopt.runtime_tests.inspection import Structure
 from edgeopt.target import Compute, Protocol, load_rules
 
 if TYPE_CHECKING:
     from edgeopt.runtime_tests.latency import Subject
 
 STAND_IN_BATCH = 50
+SAME_PROGRAM_DB = {"float32": 60.0, "float16": 20.0, "int8": 8.0}
+"""Below this a file computes something else than its program. Runtimes differ in rounding, and a
+deep INT8 transformer multiplies that: 17 dB were seen between two right ones; garbage is near 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +92,8 @@ class Judgement:
         self._folder = folder
         self._written = list(written)
         self._stage = stage
-        self._structure: dict[str, measure.Structure] = {}
+        self._runnable: list[Written] = []
+        self._structure: dict[str, Structure] = {}
         self.rows: dict[str, ArtifactRow] = {}
         self.operators: list[OperatorRow] = []
         self.sizes: list[SizeRow] = []
@@ -108,9 +115,11 @@ class Judgement:
         """
         with self._stage("inspect files"):
             self._inspect()
-        if not self._runtime_is_here():
+        self._find_runtimes()
+        if not self._runnable:
             return
-        self._golden()
+        with self._stage("golden vectors"):
+            self._golden()
         with self._stage("accuracy"):
             self._measure_accuracy()
         with self._stage("integer proof"):
@@ -131,10 +140,9 @@ class Judgement:
         here = self._job.profile.runs_here == "any-cpu"
         missing = {}
         if not here:
-            reason = (
-                f"needs the device ({self._job.profile.title}); run build_engine.py there and "
-                "attach what it writes"
-            )
+            reason = f"needs the device ({self._job.profile.title})"
+            if main.artifact.format == "tensorrt":
+                reason += "; run build_engine.py there and attach what it writes"
             missing = {limit: reason for limit in DEVICE_ONLY}
         elif not self._wishes.latency:
             missing = {limit: "latency was switched off" for limit in DEVICE_ONLY}
@@ -145,6 +153,7 @@ class Judgement:
         return Found(
             artifact=self.rows[name],
             float_gemms=self._structure[name].float_gemms,
+            compile=self._structure[name].compile,
             accuracy=accuracy,
             latency=next((x for x in self.latency if x.artifact == name and here), None),
             comparison=next((c for c in self.comparisons if c.candidate == name and here), None),
@@ -156,29 +165,32 @@ class Judgement:
         # Calibration first: golden vectors must not change with how many samples judge.
         return self._job.calibration or self._wishes.evaluation
 
-    def _runtime_is_here(self) -> bool:
-        from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
-
-        reason = OnnxRuntimeRunner().unavailable()
-        if reason is not None:
-            self.warnings.append(f"nothing was run: {reason}")
-        return reason is None
+    def _find_runtimes(self) -> None:
+        """Keep the files that run here; say of the others why not."""
+        reasons: dict[str, str | None] = {}
+        for written in self._written:
+            format_ = written.artifact.format
+            if format_ not in reasons:
+                reasons[format_] = inspector_for(format_).runner().unavailable()
+            if reasons[format_] is None:
+                self._runnable.append(written)
+        for format_, reason in reasons.items():
+            if reason is not None:
+                self.warnings.append(f"no {format_} file was run: {reason}")
 
     def _inspect(self) -> None:
         broken = []
         for written in self._written:
             artifact = written.artifact
-            # The yardstick is compiled only where it is run: its types are its file's.
-            yardstick = artifact.precision != "int8"
-            wanted = "" if yardstick else str(written.branch.target.options.get("compile_for", ""))
-            found = measure.structure(self._folder, artifact, compile_for=wanted)
+            inspector = inspector_for(artifact.format)
+            found = inspector.structure(self._folder, artifact, written.branch.target)
             self._structure[artifact.name] = found
             self.rows[artifact.name] = measure.artifact_row(artifact, found)
             self.operators += _with_reasons(found.operators, written)
             self.warnings += found.warnings
             if found.compile:
                 self.compile[artifact.name] = found.compile
-            self.sizes += measure.weight_sizes(self._folder, artifact)
+            self.sizes += inspector.sizes(self._folder, artifact)
             checked = measure.check_contracts(
                 self._folder, artifact, written.branch.state.contracts
             )
@@ -195,11 +207,35 @@ class Judgement:
         samples = self._samples()
         if samples is None:
             return
-        for written in self._written:
-            inputs, outputs = measure.golden(
-                self._folder, written.artifact, samples, optimize=_is_onnxruntime(written)
-            )
+        for written in self._runnable:
+            inputs, outputs = measure.golden(self._folder, written.artifact, samples)
+            self._agrees(written, inputs, outputs)
             bundles.write_golden(self._folder, written.artifact.name, inputs, outputs)
+
+    def _agrees(self, written: Written, inputs: Arrays, outputs: Arrays) -> None:
+        """Hold what a file computes against the program that it was written from.
+
+        Some runtimes take a file and compute garbage from it in silence.
+
+        Raises:
+            CheckFailed: If the outputs are another function's.
+        """
+        artifact, branch = written.artifact, written.branch
+        state = branch.state if artifact.precision == "int8" else branch.before
+        snr = min(
+            measure.snr_against_program(exported, inputs, outputs)
+            for exported in state.carrier_programs.values()
+        )
+        floor = SAME_PROGRAM_DB[artifact.precision]
+        if snr >= floor:
+            return
+        message = (
+            f"{artifact.name}: the file does not compute its program: {snr:.1f} dB, at least "
+            f"{floor:g} dB are expected of {artifact.precision}"
+        )
+        if branch.target.float_type != "float16":
+            raise CheckFailed(message)
+        self.warnings.append(f"{message}; values beyond float16 do that")
 
     def _measure_accuracy(self) -> None:
         evaluation = self._wishes.evaluation
@@ -212,10 +248,15 @@ class Judgement:
         )
         if warning:
             self.warnings.append(warning)
-        reference = ReferenceOutputs(self._job.reference, evaluation)
-        for written in self._written:
+        references: dict[int | None, ReferenceOutputs] = {}
+        for written in self._runnable:
             if written.artifact.precision != "int8" and self._job.quantizes:
                 continue  # the yardstick's answers are the float model's
+            limit = inspector_for(written.artifact.format).sample_limit
+            if limit not in references:
+                judged = evaluation.take(limit, self._wishes.seed) if limit else evaluation
+                references[limit] = ReferenceOutputs(self._job.reference, judged)
+            reference = references[limit]
             with self._judged_file(written, evaluation) as (folder, artifact):
                 self.accuracy.append(
                     measure.accuracy(
@@ -224,7 +265,6 @@ class Judgement:
                         reference,
                         self._wishes.metric,
                         warning=warning,
-                        stand_in=not _is_onnxruntime(written),
                         seed=self._wishes.seed,
                     )
                 )
@@ -235,14 +275,15 @@ class Judgement:
     ) -> Iterator[tuple[Path, Artifact]]:
         """Yield the file whose answers are judged.
 
-        A runtime of this machine runs the very file. Where ONNX Runtime stands in, it dequantizes
+        The file's own runtime runs the very file. Where ONNX Runtime stands in, it dequantizes
         every weight anew at each call, so it gets the same program at a larger batch.
         """
         artifact, state = written.artifact, written.branch.state
         batch = min(STAND_IN_BATCH, evaluation.count)
         fixed = measure.static_batch(artifact)
         can_grow = all(has_dynamic_batch(p) for p in state.carrier_programs.values())
-        if _is_onnxruntime(written) or fixed is None or fixed >= batch or not can_grow:
+        own = not inspector_for(artifact.format).stands_in
+        if own or fixed is None or fixed >= batch or not can_grow:
             yield self._folder, artifact
             return
         job = dataclasses.replace(self._job, batch=batch)
@@ -262,11 +303,12 @@ class Judgement:
 
     def _prove(self) -> None:
         samples = self._samples()
-        for written in self._written:
-            if samples is None or not _is_onnxruntime(written):
+        for written in self._runnable:
+            if samples is None or written.artifact.precision != "int8":
                 continue
-            if written.artifact.precision == "int8":
-                self.proof.append(measure.proof(self._folder, written.artifact, samples))
+            found = measure.proof(self._folder, written.artifact, written.branch, samples)
+            if found is not None:
+                self.proof.append(found)
 
     def _rank(self) -> None:
         samples = self._samples()
@@ -290,14 +332,13 @@ class Judgement:
 
     def _subject(self, written: Written, protocol: Protocol) -> Subject:
         from edgeopt.runtime_tests.latency import subject
-        from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
 
         samples = self._samples()
         assert samples is not None
         artifact = written.artifact
         return subject(
             artifact.name,
-            OnnxRuntimeRunner(),
+            inspector_for(artifact.format).runner(),
             [self._folder / artifact.model_file.path],
             measure.named_inputs(artifact, samples, measure.static_batch(artifact) or 1),
             protocol,
@@ -308,11 +349,12 @@ class Judgement:
     def _pairs(self) -> list[tuple[Written, Written]]:
         """Return the INT8 files that run here, each with its float yardstick."""
         found = []
-        for written in self._written:
-            if written.artifact.precision != "int8" or not _is_onnxruntime(written):
+        for written in self._runnable:
+            format_ = written.artifact.format
+            if written.artifact.precision != "int8" or not inspector_for(format_).times_here:
                 continue
-            for other in self._written:
-                same = other.branch is written.branch and other.artifact.format == "onnx"
+            for other in self._runnable:
+                same = other.branch is written.branch and other.artifact.format == format_
                 if same and other.artifact.precision == written.branch.target.float_type:
                     found.append((written, other))
                     break
@@ -329,21 +371,15 @@ class Judgement:
         )
 
     def _measure_memory(self) -> None:
-        from edgeopt.runtime_tests.memory import peak_memory
-
-        for written in self._written:
-            if not _is_onnxruntime(written):
-                continue
-            path = self._folder / written.artifact.model_file.path
+        for written in self._runnable:
+            inspector = inspector_for(written.artifact.format)
             try:
-                self.memory.append(peak_memory(written.artifact.name, path))
+                found = inspector.memory(self._folder, written.artifact)
             except RuntimeUnavailable as failure:
                 self.warnings.append(f"memory was not measured: {failure}")
                 return
-
-
-def _is_onnxruntime(written: Written) -> bool:
-    return written.artifact.format == "onnx"
+            if found is not None:
+                self.memory.append(found)
 
 
 def _with_reasons(rows: Sequence[OperatorRow], written: Written) -> list[OperatorRow]:

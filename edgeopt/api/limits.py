@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgeopt.results import (
     AccuracyResult,
@@ -32,6 +33,7 @@ class Found:
         comparison: Against the float file on the device, or None.
         memory: On the device, or None.
         missing: Limit name -> why there is no value.
+        compile: What a real compiler said of it, or empty.
     """
 
     artifact: ArtifactRow
@@ -41,6 +43,7 @@ class Found:
     comparison: Comparison | None = None
     memory: MemoryResult | None = None
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    compile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def merged(profile: DeviceProfile, given: Sequence[str]) -> tuple[Limit, ...]:
@@ -108,6 +111,11 @@ def _value(name: str, found: Found) -> tuple[float | None, str]:
         if found.artifact.int8_macs is None:
             return None, "the file multiplies nothing"
         return found.artifact.int8_macs, "of the compiled or exported program"
+    if name in ("partitions", "delegated_share", "fused_attentions"):
+        number = found.compile.get(name)
+        if number is None:
+            return None, found.missing.get(name, "no compiler on this machine tells it")
+        return float(number), str(found.compile.get("compiler", "the compiler's report"))
     if name in ("drop", "agreement", "snr_db"):
         value = getattr(accuracy, name) if accuracy is not None else None
         if value is None:

@@ -2,72 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from edgeopt import program
 from edgeopt.api.compile import Branch
+from edgeopt.api.formats import inspector_for
 from edgeopt.artifact import Artifact
 from edgeopt.contracts import Contract
 from edgeopt.data import Samples
-from edgeopt.errors import ExportError, RuntimeUnavailable
+from edgeopt.reference import leaves, snr_db
 from edgeopt.results import (
     AccuracyResult,
     ArtifactRow,
     ContractResult,
     DriftRow,
-    OperatorRow,
     ProofResult,
-    SizeRow,
 )
-from edgeopt.runtime_tests.base import LoadOptions, Session
+from edgeopt.runtime_tests.base import Session
+from edgeopt.runtime_tests.inspection import Structure
 from edgeopt.state import Batch
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from edgeopt.runtime_tests.accuracy import ReferenceOutputs
 
 DRIFT_SAMPLES = 16
 GOLDEN_VECTORS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Structure:
-    """What can be read off a file without running it on its device.
-
-    Attributes:
-        macs: Multiply-accumulates of one call.
-        int8_macs: Share of them that are INT8, or None where nothing is multiplied.
-        float_gemms: Weighted operators that stay float.
-        operators: Where each runs.
-        compile: What a real compiler said, or empty.
-        warnings: What the user should know.
-    """
-
-    macs: int
-    int8_macs: float | None
-    float_gemms: int
-    operators: tuple[OperatorRow, ...]
-    compile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-def onnxruntime_session(
-    folder: Path, artifact: Artifact, *, threads: int = 1, optimize: bool = True
-) -> Session:
-    """Load an ONNX artifact in ONNX Runtime.
-
-    Raises:
-        RuntimeUnavailable: If ONNX Runtime is missing.
-        BundleError: If the file cannot be loaded.
-    """
-    from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
-
-    path = folder / artifact.model_file.path
-    return OnnxRuntimeRunner().load([path], LoadOptions(threads=threads, optimize=optimize))
 
 
 def caller(
@@ -96,20 +62,18 @@ def accuracy(
     metric: Any,
     *,
     warning: str,
-    stand_in: bool,
     seed: int,
 ) -> AccuracyResult:
-    """Judge an artifact's answers by running the file in ONNX Runtime.
+    """Judge an artifact's answers by running the file here.
 
-    A TensorRT file is the same ONNX program; ONNX Runtime stands in for its numerics, without
-    graph optimization, and the result says so.
+    Where another runtime stands in for the file's own, the result says so.
     """
     from edgeopt.runtime_tests.accuracy import judge
-    from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
 
-    session = onnxruntime_session(folder, artifact, optimize=not stand_in)
-    runtime = OnnxRuntimeRunner().version()
-    if stand_in:
+    inspector = inspector_for(artifact.format)
+    session = inspector.load(folder, artifact)
+    runtime = inspector.runner().version()
+    if inspector.stands_in:
         runtime += f" (the same program, standing in for {artifact.format})"
     try:
         return judge(
@@ -126,87 +90,11 @@ def accuracy(
         session.close()
 
 
-def structure(folder: Path, artifact: Artifact, *, compile_for: str) -> Structure:
-    """Read off a file what runs in INT8, by its runtime's own graph or a real compiler."""
-    from edgeopt.exporters.onnx_macs import multiplications
-
-    path = folder / artifact.model_file.path
-    sizes = {
-        spec.name: tuple(d if isinstance(d, int) else 1 for d in spec.shape)
-        for spec in artifact.methods[0].inputs
-    }
-    dynamic = any(not isinstance(d, int) for s in artifact.methods[0].inputs for d in s.shape)
-    products = multiplications(path, sizes if dynamic else None)
-    macs = sum(p.macs for p in products)
-    floats = sum(1 for p in products if p.weight and not p.quantized)
-    share = sum(p.macs for p in products if p.quantized) / macs if macs else None
-    plain = Structure(macs, share, floats, ())
-    if artifact.format == "tensorrt" and compile_for:
-        return _compiled(path, artifact, plain, compile_for, sizes if dynamic else {})
-    if artifact.format == "onnx":
-        return _placed(path, artifact, plain)
-    return plain
-
-
-def _compiled(
-    path: Path,
-    artifact: Artifact,
-    plain: Structure,
-    compile_for: str,
-    sizes: Mapping[str, tuple[int, ...]],
-) -> Structure:
-    from edgeopt.runtime_tests.tensorrt_rtx import ShapeRange, compile_report, unavailable
-
-    reason = unavailable()
-    if reason is not None:
-        note = f"{artifact.name}: not compiled: {reason}; types are counted in the file instead"
-        return dataclasses.replace(plain, warnings=(note,))
-    profiles = {name: ShapeRange(shape, shape, shape) for name, shape in sizes.items()}
-    try:
-        report = compile_report(path, compile_for, artifact=artifact.name, profiles=profiles)
-    except RuntimeUnavailable as failure:
-        return dataclasses.replace(plain, warnings=(f"{artifact.name}: not compiled: {failure}",))
-    except ExportError as failure:
-        raise ExportError(
-            f"{artifact.name}: the TensorRT-RTX compiler refuses it: {failure}"
-        ) from None
-    return Structure(
-        report.macs, report.int8_macs, plain.float_gemms, report.operators, report.summary()
-    )
-
-
-def _placed(path: Path, artifact: Artifact, plain: Structure) -> Structure:
-    from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner, save_optimized
-    from edgeopt.runtime_tests.ort_graph import placement
-
-    reason = OnnxRuntimeRunner().unavailable()
-    if reason is not None:
-        return dataclasses.replace(plain, warnings=(f"{artifact.name}: {reason}",))
-    with tempfile.TemporaryDirectory() as work:
-        optimized = Path(work) / "optimized.onnx"
-        save_optimized(path, optimized)
-        placed = placement(artifact.name, path, optimized, tensor_map=artifact.tensor_map)
-    return Structure(
-        plain.macs,
-        placed.int8_share,
-        len(placed.float_weighted),
-        placed.rows,
-        {
-            "compiler": OnnxRuntimeRunner().version(),
-            "operators": {p: dict(c) for p, c in placed.counts.items()},
-        },
-    )
-
-
-def proof(folder: Path, artifact: Artifact, samples: Samples) -> ProofResult:
-    """Compare ONNX Runtime's integer nodes with the reference executor on one real batch."""
-    from edgeopt.runtime_tests.proof import prove
-
-    return prove(
-        artifact.name,
-        folder / artifact.model_file.path,
-        named_inputs(artifact, samples, static_batch(artifact) or 2),
-    )
+def proof(folder: Path, written: Artifact, branch: Branch, samples: Samples) -> ProofResult | None:
+    """Compare the runtime's integers with the reference executor on one real batch."""
+    inputs = named_inputs(written, samples, static_batch(written) or 2)
+    programs = branch.state.carrier_programs
+    return inspector_for(written.format).prove(folder, written, inputs, programs)
 
 
 def named_inputs(
@@ -222,10 +110,10 @@ def named_inputs(
 
 
 def golden(
-    folder: Path, artifact: Artifact, samples: Samples, *, optimize: bool
+    folder: Path, artifact: Artifact, samples: Samples
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
     """Run the file on its first samples and return inputs and outputs by name."""
-    session = onnxruntime_session(folder, artifact, optimize=optimize)
+    session = inspector_for(artifact.format).load(folder, artifact)
     try:
         inputs = named_inputs(artifact, samples, static_batch(artifact) or GOLDEN_VECTORS)
         return inputs, dict(session.run(artifact.methods[0].name, inputs))
@@ -233,13 +121,28 @@ def golden(
         session.close()
 
 
+def snr_against_program(
+    exported: ExportedProgram,
+    inputs: Mapping[str, np.ndarray[Any, Any]],
+    outputs: Mapping[str, np.ndarray[Any, Any]],
+) -> float:
+    """Return the SNR in dB of a file's outputs against the program that it was written from.
+
+    Args:
+        exported: The program.
+        inputs: One call's inputs, in the program's order.
+        outputs: What the file gave, in the program's order.
+    """
+    args, kwargs = program.unflattened(exported, [torch.from_numpy(v) for v in inputs.values()])
+    wanted = leaves(program.run(exported, args, kwargs))
+    return snr_db(wanted, [torch.from_numpy(np.asarray(value)) for value in outputs.values()])
+
+
 def check_contracts(
     folder: Path, artifact: Artifact, contracts: Sequence[Contract]
 ) -> tuple[ContractResult, ...]:
     """Check each contract again in the exported file."""
-    from edgeopt.exporters.onnx_tensors import OnnxTensors
-
-    tensors = OnnxTensors(folder / artifact.model_file.path, artifact)
+    tensors = inspector_for(artifact.format).tensors(folder, artifact)
     found = []
     for contract in contracts:
         if contract.kind == "quantized" and artifact.precision != "int8":
@@ -255,17 +158,6 @@ def check_contracts(
             )
         )
     return tuple(found)
-
-
-def weight_sizes(folder: Path, artifact: Artifact) -> tuple[SizeRow, ...]:
-    """Return the bytes of each initializer, by the model's FQN where it has one."""
-    from edgeopt.exporters.onnx_tensors import stored_tensors
-
-    fqn_of = {entry.name: fqn for fqn, entry in sorted(artifact.tensor_map.items(), reverse=True)}
-    return tuple(
-        SizeRow(artifact.name, fqn_of.get(name, name), dtype, size)
-        for name, dtype, size in stored_tensors(folder / artifact.model_file.path)
-    )
 
 
 def drift_ranking(branch: Branch, samples: Samples) -> tuple[DriftRow, ...]:

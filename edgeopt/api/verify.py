@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.api import measure
+from edgeopt.api.formats import inspector_for
 from edgeopt.artifact import Artifact
 from edgeopt.bundle import Bundle, read_contracts, read_golden
 from edgeopt.errors import BundleError, EdgeOptError, RuntimeUnavailable
@@ -91,7 +92,7 @@ def _golden(bundle: Bundle, artifact: Artifact) -> list[Check]:
     if name is None:
         return []
     inputs, wanted = read_golden(bundle.file(name))
-    session = measure.onnxruntime_session(bundle.path, artifact, optimize=artifact.format == "onnx")
+    session = inspector_for(artifact.format).load(bundle.path, artifact)
     try:
         got = session.run(artifact.methods[0].name, inputs)
     finally:
@@ -115,11 +116,10 @@ def _error(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any] | None) -> fl
 
 
 def _proof(bundle: Bundle, artifact: Artifact) -> list[ProofResult]:
-    """Prove an ONNX Runtime artifact on its golden inputs."""
+    """Prove an INT8 artifact on its golden inputs, where its runtime is here."""
     name = bundle.manifest.golden.get(artifact.name)
-    if name is None or artifact.format != "onnx" or artifact.precision != "int8":
+    if name is None or artifact.precision != "int8":
         return []
-    from edgeopt.runtime_tests.proof import prove
-
     inputs, _ = read_golden(bundle.file(name))
-    return [prove(artifact.name, bundle.path / artifact.model_file.path, inputs)]
+    found = inspector_for(artifact.format).prove(bundle.path, artifact, inputs)
+    return [] if found is None else [found]

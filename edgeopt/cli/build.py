@@ -28,7 +28,10 @@ def build(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="zoo:NAME, FILE.py:FACTORY or timm:NAME@WEIGHTS."),
+        typer.Argument(
+            metavar="MODEL",
+            help="zoo:NAME, FILE.py:FACTORY, hf:DIR, timm:NAME@WEIGHTS or FILE.pt2.",
+        ),
     ] = "zoo:vit",
     profile: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="The device (see `edgeopt profiles`).")

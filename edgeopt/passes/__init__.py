@@ -12,7 +12,10 @@ from edgeopt.passes.legalize.integer_bias import IntegerBias
 from edgeopt.passes.legalize.symmetric_activations import SymmetricActivations
 from edgeopt.passes.legalize.unsigned_activations import UnsignedActivations
 from edgeopt.passes.prepare.decompose_attention import DecomposeAttention
+from edgeopt.passes.prepare.flatten_attention import FlattenAttention
+from edgeopt.passes.prepare.global_mean import GlobalMean
 from edgeopt.passes.prepare.slice_splits import SliceSplits
+from edgeopt.passes.prepare.slices_and_views import SlicesAndViews
 from edgeopt.passes.prepare.tensor_scalars import TensorScalars
 from edgeopt.passes.prune.prune_nm import PruneNM
 from edgeopt.passes.quantize.calibrate import Calibrate
@@ -25,7 +28,10 @@ ALL: tuple[type[Pass[Any]], ...] = (
     PruneNM,
     Capture,
     DecomposeAttention,
+    FlattenAttention,
     SliceSplits,
+    SlicesAndViews,
+    GlobalMean,
     TensorScalars,
     PlanQuantization,
     Calibrate,

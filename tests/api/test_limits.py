@@ -73,7 +73,13 @@ COMPARISON = Comparison(
 
 
 MEMORY = MemoryResult("onnxruntime", peak_rss_mb=60.0, base_rss_mb=40.0, runtime="onnxruntime 1.31")
-EVERYTHING = Found(ARTIFACT, 2, ACCURACY, LATENCY, COMPARISON, MEMORY)
+COMPILED = {
+    "compiler": "a compiler 1.0",
+    "partitions": 1,
+    "delegated_share": 0.5,
+    "fused_attentions": 4,
+}
+EVERYTHING = Found(ARTIFACT, 2, ACCURACY, LATENCY, COMPARISON, MEMORY, compile=COMPILED)
 NOTHING = Found(dataclasses.replace(ARTIFACT, int8_macs=None), 0)
 VALUES = {
     "latency_p50_ms": 2.0,
@@ -87,6 +93,9 @@ VALUES = {
     "int8_macs": 0.95,
     "float_gemms": 2.0,
     "macs": 1000.0,
+    "partitions": 1.0,
+    "delegated_share": 0.5,
+    "fused_attentions": 4.0,
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from edgeopt import edges, program
+from edgeopt import edges, program, trees
 from edgeopt.contracts import Contract, NMSparse
 from edgeopt.edges import operator_name
 from edgeopt.errors import CaptureError
@@ -106,30 +105,17 @@ def _mapped(contracts: tuple[Contract, ...], transposed: frozenset[str]) -> tupl
     )
 
 
-def dynamic_batch(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], module: torch.nn.Module | None = None
-) -> Any:
+def dynamic_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: torch.nn.Module) -> Any:
     """Return dynamic shapes that leave dimension 0 of all tensor inputs open.
 
-    None where inputs have no common first dimension of at least 2. The module's signature names
-    the inputs; without it, positional and keyword inputs cannot be told apart and give None.
+    None where inputs have no common first dimension of at least 2.
     """
     leaves = [x for x in pytree.tree_leaves((args, dict(kwargs))) if isinstance(x, Tensor)]
     sizes = {x.shape[0] for x in leaves if x.dim()}
     if len(sizes) != 1 or min(sizes) < 2 or any(x.dim() == 0 for x in leaves):
         return None
-
-    def shape(leaf: object) -> Any:
-        return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) else None
-
-    if module is not None:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        return {name: pytree.tree_map(shape, value) for name, value in bound.items()}
-    positional = tuple(pytree.tree_map(shape, arg) for arg in args)
-    if not kwargs:
-        return positional
-    # torch.export takes positional and keyword shapes as one mapping by parameter name only
-    return None if args else {name: pytree.tree_map(shape, value) for name, value in kwargs.items()}
+    free = [{0: Dim.DYNAMIC}] * len(leaves)
+    return trees.export_shapes(args, kwargs, free, module.forward)
 
 
 def refuse_higher_order(exported: ExportedProgram) -> None:
@@ -225,7 +211,7 @@ def _own_and_clean(
         if key not in clones:
             clones[key] = value.detach().clone()
         editor.table[fqn] = clones[key]
-    users = program.user_input_names(exported)
+    users = program.tensor_input_names(exported)
     names = dict(zip(users, input_names or users, strict=False))
     edges.assign(editor.graph, {user: names.get(user, user) for user in users})
     dropped: set[str] = set()

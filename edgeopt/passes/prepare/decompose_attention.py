@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
@@ -11,13 +10,13 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt.edges import operator_name, require_site
+from edgeopt.edges import require_site
 from edgeopt.errors import ConfigError
+from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 
-_NAME = "scaled_dot_product_attention"
 _ATEN = torch.ops.aten
 
 
@@ -70,13 +69,13 @@ class DecomposeAttention(Pass[DecomposeAttentionConfig]):
             masks: dict[tuple[int, int], Node] = {}
             done = 0
             for node in list(editor.graph.nodes):
-                if node.op != "call_function" or operator_name(node) != _NAME:
+                if not is_attention(node):
                     continue
-                call = _Call.of(node)
-                if reason := call.unsupported():
+                call = AttentionCall.of(node)
+                if reason := _unsupported(call):
                     skipped[require_site(node).address] = reason
                     continue
-                changes[require_site(node).address] = "products and a softmax" + call.told()
+                changes[require_site(node).address] = "products and a softmax" + _told(call)
                 node.replace_all_uses_with(_Writer(editor, call, self.config.masked, masks).write())
                 editor.graph.erase_node(node)
                 done += 1
@@ -84,65 +83,31 @@ class DecomposeAttention(Pass[DecomposeAttentionConfig]):
         return PassResult(state.with_programs(programs), changes, skipped)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """The arguments of one call, by name."""
+def _unsupported(call: AttentionCall) -> str:
+    """Return why the call stays as it is, or an empty string."""
+    if call.dropout_p:
+        return f"drops out {call.dropout_p:g} of its weights; capture in eval mode"
+    if call.is_causal and not all(isinstance(size, int) for size in call.lengths):
+        return "its causal mask has a dynamic size"
+    return ""
 
-    node: Node
-    query: Node
-    key: Node
-    value: Node
-    attn_mask: Node | None = None
-    dropout_p: float = 0.0
-    is_causal: bool = False
-    scale: float | None = None
-    enable_gqa: bool = False
 
-    @staticmethod
-    def of(node: Node) -> _Call:
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
-        given: dict[str, Any] = {a.name: value for a, value in zip(schema, node.args, strict=False)}
-        return _Call(node, **given, **node.kwargs)
-
-    @property
-    def shape(self) -> tuple[Any, Any]:
-        """Numbers of query and key positions: [L, S]."""
-        return self.query.meta["val"].shape[-2], self.key.meta["val"].shape[-2]
-
-    @property
-    def repeats(self) -> int:
-        """Query heads that share one key head."""
-        if not self.enable_gqa:
-            return 1
-        return int(self.query.meta["val"].shape[-3]) // int(self.key.meta["val"].shape[-3])
-
-    @property
-    def factor(self) -> float:
-        """What the scores are scaled by; 1/sqrt(E) unless given."""
-        if self.scale is not None:
-            return self.scale
-        return 1.0 / math.sqrt(int(self.query.meta["val"].shape[-1]))
-
-    def unsupported(self) -> str:
-        """Return why the call stays as it is, or an empty string."""
-        if self.dropout_p:
-            return f"drops out {self.dropout_p:g} of its weights; capture in eval mode"
-        if self.is_causal and not all(isinstance(size, int) for size in self.shape):
-            return "its causal mask has a dynamic size"
-        return ""
-
-    def told(self) -> str:
-        parts = ["a causal mask"] * self.is_causal + ["a mask"] * (self.attn_mask is not None)
-        if self.repeats > 1:
-            parts.append(f"{self.repeats} query heads for each key head")
-        return f" ({', '.join(parts)})" if parts else ""
+def _told(call: AttentionCall) -> str:
+    parts = ["a causal mask"] * call.is_causal + ["a mask"] * (call.attn_mask is not None)
+    if call.repeats > 1:
+        parts.append(f"{call.repeats} query heads for each key head")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 class _Writer:
     """Insert the operators of one call before it."""
 
     def __init__(
-        self, editor: ProgramEditor, call: _Call, masked: float, masks: dict[tuple[int, int], Node]
+        self,
+        editor: ProgramEditor,
+        call: AttentionCall,
+        masked: float,
+        masks: dict[tuple[int, int], Node],
     ) -> None:
         self._editor = editor
         self._call = call
@@ -180,7 +145,7 @@ class _Writer:
     def _mask(self) -> Node | None:
         call = self._call
         if call.is_causal:
-            return self._causal(*call.shape)
+            return self._causal(*call.lengths)
         if call.attn_mask is None:
             return None
         mask: Tensor = call.attn_mask.meta["val"]

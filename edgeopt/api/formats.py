@@ -1,0 +1,43 @@
+"""The formats: what writes each, and what runs and reads its files."""
+
+from __future__ import annotations
+
+from edgeopt.errors import ConfigError, nearest
+from edgeopt.exporters.base import Exporter
+from edgeopt.runtime_tests.inspection import Inspector
+
+SUFFIXES = {".onnx": "onnx"}
+"""Suffix of a plain model file -> its format."""
+
+
+def exporter_for(format_: str) -> Exporter:
+    """Return the exporter of a format.
+
+    Raises:
+        ConfigError: If there is none; the nearest is suggested.
+    """
+    from edgeopt.exporters.executorch import ExecuTorchExporter
+    from edgeopt.exporters.onnx import OnnxExporter
+    from edgeopt.exporters.tensorrt import TensorRTExporter
+
+    exporters = (OnnxExporter, TensorRTExporter, ExecuTorchExporter)
+    known: dict[str, type[Exporter]] = {e.format: e for e in exporters}
+    if format_ not in known:
+        raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
+    return known[format_]()
+
+
+def inspector_for(format_: str) -> Inspector:
+    """Return what runs and reads the files of a format.
+
+    Raises:
+        ConfigError: If there is none; the nearest is suggested.
+    """
+    from edgeopt.runtime_tests.inspect_executorch import ExecuTorchInspector
+    from edgeopt.runtime_tests.inspect_onnx import OnnxInspector, TensorRTInspector
+
+    inspectors = (OnnxInspector, TensorRTInspector, ExecuTorchInspector)
+    known: dict[str, type[Inspector]] = {i.format: i for i in inspectors}
+    if format_ not in known:
+        raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
+    return known[format_]()

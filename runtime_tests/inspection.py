@@ -1,0 +1,112 @@
+"""What every format lets us find out about its files on this machine."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgeopt.artifact import Artifact
+from edgeopt.contracts import FileTensors
+from edgeopt.results import MemoryResult, OperatorRow, ProofResult, SizeRow
+from edgeopt.runtime_tests.base import Arrays, LoadOptions, Runner, Session
+from edgeopt.target import Target
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What can be read off a file without running it on its device.
+
+    Attributes:
+        macs: Multiply-accumulates of one call.
+        int8_macs: Share of them that are INT8, or None where nothing is multiplied.
+        float_gemms: Weighted operators that stay float.
+        operators: Where each runs.
+        compile: What a real compiler said, or empty. Numbers that limits and gates know:
+            `partitions`, `delegated_share` (0 to 1), `fused_attentions`.
+        warnings: What the user should know.
+    """
+
+    macs: int
+    int8_macs: float | None
+    float_gemms: int
+    operators: tuple[OperatorRow, ...]
+    compile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class Inspector(abc.ABC):
+    """Run and read the files of one format. It takes artifacts alone, so a bundle is enough.
+
+    Attributes:
+        format: The format's name in profiles.
+        stands_in: Its runner is not the file's own runtime: the numbers are those of the same
+            program elsewhere, and its latency says nothing.
+        times_here: A call's duration on this machine means something (a simulator's does not).
+        sample_limit: How many samples accuracy is judged on where calls are slow, or None: all.
+    """
+
+    format: ClassVar[str]
+    stands_in: ClassVar[bool] = False
+    times_here: ClassVar[bool] = True
+    sample_limit: ClassVar[int | None] = None
+
+    @abc.abstractmethod
+    def runner(self) -> Runner:
+        """Return what runs the format's files on this machine."""
+
+    def load(self, folder: Path, artifact: Artifact, *, threads: int = 1) -> Session:
+        """Load an artifact for its numerics.
+
+        Raises:
+            RuntimeUnavailable: If the runtime is missing.
+            BundleError: If the file cannot be loaded.
+        """
+        files = [folder / entry.path for entry in artifact.files]
+        return self.runner().load(files, LoadOptions(threads, optimize=not self.stands_in))
+
+    @abc.abstractmethod
+    def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
+        """Read off a file what runs where, by its runtime's own graph or a real compiler.
+
+        Raises:
+            ExportError: If the compiler refuses the file.
+        """
+
+    @abc.abstractmethod
+    def tensors(self, folder: Path, artifact: Artifact) -> FileTensors:
+        """Open the file's weights for `Contract.check_file`."""
+
+    @abc.abstractmethod
+    def sizes(self, folder: Path, artifact: Artifact) -> tuple[SizeRow, ...]:
+        """Return the bytes of each stored tensor, by the model's FQN where it has one."""
+
+    def prove(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        inputs: Arrays,
+        programs: Mapping[str, ExportedProgram] | None = None,
+    ) -> ProofResult | None:
+        """Compare the runtime's integers with the reference executor, or return None.
+
+        Args:
+            folder: Where the artifact's files are.
+            artifact: An INT8 artifact.
+            inputs: One real call of its first method, by input name.
+            programs: The legalized programs that it was written from, where they are at hand.
+        """
+        return None
+
+    def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
+        """Measure the peak memory of a process that loads and runs the file, or return None.
+
+        Raises:
+            RuntimeUnavailable: If this system cannot tell.
+        """
+        return None
