@@ -99,6 +99,7 @@ def _session(order: Mapping[str, Any]) -> Any:
             "htp_arch": str(order["arch"]),
             "soc_model": str(order["soc"]),
             "htp_graph_finalization_optimization_mode": "3",
+            "enable_htp_fp16_precision": "1",  # what is float in the file
             # the quantize at the inputs and the dequantize at the outputs run on the NPU too
             "offload_graph_io_quantization": "0",
         },

@@ -32,8 +32,8 @@ class QnnExporter(Exporter):
     The ONNX file is the program, with explicit quantize and dequantize nodes: any version of the
     QNN execution provider compiles it on the device. A context file is what that gives, compiled
     here: it loads in milliseconds there. Where onnxruntime-qnn is missing the program is written
-    all the same, and the artifact's notes say what is not compiled and how to install it. A float
-    file is a yardstick and is not compiled.
+    all the same, and the artifact's notes say what is not compiled and how to install it. The NPU
+    computes in float16 what is float in the file.
 
     Options of the target: `opset`; `hexagon` (`v73 v75 SM8750`: Hexagon versions or part numbers,
     the one that is judged first).
@@ -67,12 +67,7 @@ class QnnExporter(Exporter):
                 format=self.format,
                 options=dict(sorted({**request.target.options, **plain.options}.items())),
             )
-            if request.precision == "int8":
-                artifact = _compiled(artifact, work, _hexagon(request))
-            else:
-                note = "a float yardstick: nothing is compiled for the NPU"
-                artifact = dataclasses.replace(artifact, notes=(*artifact.notes, note))
-            return _publish(artifact, work, folder)
+            return _publish(_compiled(artifact, work, _hexagon(request)), work, folder)
 
 
 def _hexagon(request: ExportRequest) -> str:
