@@ -162,6 +162,14 @@ def derive(node: Node, parent: Node, suffix: str) -> None:
     _set(node, Site(f"{site.id}/{suffix}", site.fqn, f"{site.op}/{suffix}", site.index))
 
 
+def flat_arguments(node: Node) -> list[Any]:
+    """Return what a call takes, by port number; items of lists count singly."""
+    flat: list[Any] = []
+    for argument in node.args:
+        flat += list(argument) if isinstance(argument, (list, tuple)) else [argument]
+    return flat
+
+
 def by_id(graph: Graph) -> dict[str, Node]:
     """Map site ids to nodes."""
     found: dict[str, Node] = {}

@@ -49,6 +49,8 @@ class OperatorRule:
             floats, `sparse-int8` if only under an N:M contract.
         reads: `float` if its float kernel fuses with what feeds it, so that codes before it cost
             more than they save; `any` otherwise.
+        constants: Its kernel takes codes of a stored tensor too (a position embedding, the weight
+            of a normalization); they are quantized as activations are.
         fuses: Activations that its kernel takes in, of those that are absorbed; `any` for all.
         note: Why; shown where the operator stays float.
     """
@@ -56,6 +58,7 @@ class OperatorRule:
     compute: Compute
     output: str = "float"
     reads: str = "any"
+    constants: bool = False
     fuses: tuple[str, ...] = ("any",)
     note: str = ""
 
@@ -80,9 +83,13 @@ class RuleSet:
         bias_bits: 32: the bias lies on its int32 grid.
         prepare: Passes that bring the float graph to the runtime's form before it is planned; the
             float yardstick gets them too.
+        whole_graph: What is not codes runs on another processor: inputs, outputs and what only
+            moves data are quantized as well, and every operator that stays float is named.
+        activation_bits: Other widths of activation codes that the kernels take; `plan` chooses.
         legalize: Passes that bring the quantized graph to the runtime's form, in order.
         weight_bits_without_vnni: On a CPU that saturates u8 x s8 products: use this width.
         accumulator_bits: Width of the integer accumulator.
+        wide_accumulator_bits: Its width where activations have more than 8 bits.
         source: Where the rules come from.
     """
 
@@ -93,11 +100,14 @@ class RuleSet:
     operators: Mapping[str, OperatorRule]
     legalize: tuple[str, ...]
     source: str
+    whole_graph: bool = False
+    activation_bits: tuple[int, ...] = ()
     isa: str = ""
     bias_bits: int = 32
     prepare: tuple[str, ...] = ()
     weight_bits_without_vnni: int = 7
     accumulator_bits: int = 32
+    wide_accumulator_bits: int = 32
     schema: int = SCHEMA_VERSION
 
     def rule(self, operator: str) -> OperatorRule:

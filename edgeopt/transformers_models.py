@@ -264,9 +264,7 @@ def _load_with(
 def _inputs(module: Any, wanted: str, spec: str) -> tuple[str, ...]:
     parameters = inspect.signature(module.forward).parameters
     main = str(getattr(module, "main_input_name", "input_ids"))
-    names = _names(wanted) or (
-        ("input_ids", "attention_mask") if main == "input_ids" else (main,)
-    )
+    names = _names(wanted) or (("input_ids", "attention_mask") if main == "input_ids" else (main,))
     if not wanted and "attention_mask" not in parameters:
         names = names[:1]
     for name in names:

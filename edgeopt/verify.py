@@ -369,7 +369,7 @@ def _names(state: ModelState) -> Iterator[str]:
                 yield site.address
                 yield site.fqn or "the model"
                 yield f"{site.address}.out"
-                for index in range(len(node.all_input_nodes)):
+                for index in range(len(edges.flat_arguments(node))):
                     yield f"{site.address}.in{index}"
 
 

@@ -334,7 +334,7 @@ def _name_codes(
     for source, at in edges.sites(exported.graph):
         edge = edge_of(source) if source.target is QUANTIZE else None
         if edge is not None:
-            operator = at.op.partition("/")[0]
+            operator = at.op.rpartition("/")[0]
             edge_at[at.address] = (str(edge), f"{at.fqn}:{operator}#{at.index}.{edge.port}")
     found: dict[str, str] = {}
     for node in model.graph:

@@ -8,6 +8,7 @@ from edgeopt.errors import ConfigError, nearest
 from edgeopt.passes.capture.capture import Capture
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.fuse.fuse_lora import FuseLora
+from edgeopt.passes.legalize.drop_implied_activations import DropImpliedActivations
 from edgeopt.passes.legalize.integer_bias import IntegerBias
 from edgeopt.passes.legalize.symmetric_activations import SymmetricActivations
 from edgeopt.passes.legalize.unsigned_activations import UnsignedActivations
@@ -37,6 +38,7 @@ ALL: tuple[type[Pass[Any]], ...] = (
     PlanQuantization,
     Calibrate,
     Quantize,
+    DropImpliedActivations,
     UnsignedActivations,
     IntegerBias,
     SymmetricActivations,

@@ -26,10 +26,13 @@ class PlanConfig:
     Attributes:
         weight_bits: Width of weight codes, or 0: the rule set's. 7 keeps u8 x s8 sums from
             saturating on a CPU without VNNI.
+        activation_bits: Width of activation codes, or 0: the rule set's. 16 on runtimes that take
+            it: slower, and nearly as exact as float.
         keep_float: Address globs that stay float, besides those of the recipe and command line.
     """
 
     weight_bits: int = 0
+    activation_bits: int = 0
     keep_float: tuple[str, ...] = ()
 
 
@@ -40,8 +43,10 @@ class PlanQuantization(Pass[PlanConfig]):
     kernel must write codes; operators with an integer kernel where all that they read are codes;
     operators that only move codes share the parameters of what they move. An activation that a
     range expresses (ReLU, ReLU6) is absorbed: the codes stand behind it. An embedding that is tied
-    to an integer head picks rows of the head's codes, so that one table serves both. What stays
-    float is a line of the plan too, with the reason.
+    to an integer head picks rows of the head's codes, so that one table serves both. Where the
+    rules say so, stored operands (position embeddings, weights of normalizations) become codes as
+    well, and the whole graph is carried as codes. What stays float is a line of the plan too, with
+    the reason.
     """
 
     name = "plan"
@@ -83,7 +88,15 @@ class PlanQuantization(Pass[PlanConfig]):
         bits = self.config.weight_bits or rules.weight.bits
         if bits > rules.weight.bits:
             raise ConfigError(f"plan: {rules.name} takes weights of {rules.weight.bits} bits")
-        return dataclasses.replace(rules, weight=dataclasses.replace(rules.weight, bits=bits))
+        wide = self.config.activation_bits or rules.activation.bits
+        if wide not in (rules.activation.bits, *rules.activation_bits):
+            known = " or ".join(map(str, sorted({rules.activation.bits, *rules.activation_bits})))
+            raise ConfigError(f"plan: {rules.name} takes activations of {known} bits, not {wide}")
+        return dataclasses.replace(
+            rules,
+            weight=dataclasses.replace(rules.weight, bits=bits),
+            activation=dataclasses.replace(rules.activation, bits=wide),
+        )
 
     def _refuse_idle(self, keep: dict[str, str], state: ModelState) -> None:
         for pattern in keep:
@@ -102,7 +115,7 @@ def _lines(
     by_node: dict[Node, list[PlannedEdge]] = {}
     for value in placement.values:
         root = placement.groups.root(value)
-        source = Own() if root is value else Shared(_edge(root, "out"))
+        source = Own() if root is value else Shared(_owner(root, placement))
         line = _line(value, "out", Role.OUTPUT, rules.activation, source)
         by_node.setdefault(value, []).append(
             dataclasses.replace(line, codes_only=value in placement.codes_only)
@@ -114,6 +127,14 @@ def _lines(
                 )
             )
     owners = placement.owners
+    for constant in placement.constants:
+        owner = _owner(placement.groups.root(constant), placement)
+        for reader, index in placement.ports[constant]:
+            port = _edge(reader, f"in{index}")
+            source = Own() if port == owner else Shared(owner)
+            by_node.setdefault(reader, []).append(
+                _line(reader, port.port, Role.CONSTANT, rules.activation, source)
+            )
     for weighted in placement.weighted:
         found = _weight_lines(weighted, owners[weighted.weight].node, rules)
         by_node.setdefault(weighted.node, []).extend(found)
@@ -133,6 +154,14 @@ def _lines(
         for node in exported.graph.nodes
         for line in sorted(by_node.get(node, []), key=lambda row: row.edge.port)
     )
+
+
+def _owner(root: Node, placement: Placement) -> EdgeId:
+    """Return the edge that owns a value's parameters: of a constant, the first that reads it."""
+    if root in placement.constants:
+        reader, index = placement.ports[root][0]
+        return _edge(reader, f"in{index}")
+    return _edge(root, "out")
 
 
 def _weight_lines(weighted: Weighted, first: Node, rules: RuleSet) -> list[PlannedEdge]:
