@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.passes.capture.capture import Capture
+from edgeopt.passes.factorize.factorize_svd import FactorizeSVD
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.legalize.integer_bias import IntegerBias
 from edgeopt.passes.legalize.symmetric_activations import SymmetricActivations
@@ -18,6 +19,7 @@ from edgeopt.pipeline import Pass
 
 ALL: tuple[type[Pass[Any]], ...] = (
     FoldBatchNorm,
+    FactorizeSVD,
     PruneNM,
     Capture,
     PlanQuantization,
