@@ -85,7 +85,7 @@ def _completed(w: Tensor, left: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
     """
     seen, full = len(values), min(w.shape)
     rest, rest_values, _ = torch.linalg.svd(w - left @ (left.T @ w), full_matrices=False)
-    more = int((rest_values > ROUNDING * torch.linalg.matrix_norm(w, 2)).sum())
+    more = int((rest_values > ROUNDING * torch.linalg.matrix_norm(w)).sum())
     more = min(more, full - seen)
     padded = torch.zeros(len(w), full, dtype=w.dtype, device=w.device)
     padded[:, :seen] = left

@@ -212,12 +212,12 @@ def input_moments(
     """
     moments = {fqn: SecondMoment(width) for fqn, (width, _) in layers.items()}
     seen = 0
-    with _hooked(module, moments, {fqn: vectors for fqn, (_, vectors) in layers.items()}):
-        with torch.no_grad():
-            for batch in batches():
-                module(*batch.args, **batch.kwargs)
-                seen += 1
-                progress(seen)
+    vectors = {fqn: bring for fqn, (_, bring) in layers.items()}
+    with _hooked(module, moments, vectors), torch.no_grad():
+        for batch in batches():
+            module(*batch.args, **batch.kwargs)
+            seen += 1
+            progress(seen)
     if seen == 0:
         raise DataError("the calibration data hold no sample")
     for fqn, moment in moments.items():

@@ -6,6 +6,7 @@ structure, the names and the tokenizer's rules.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
@@ -144,7 +145,7 @@ class Tokenizer:
             raw = character.encode()
             ids += [self.ids[raw]] if raw in self.ids else [byte + 3 for byte in raw]
         while True:
-            unions = [self.words[a] + self.words[b] for a, b in zip(ids, ids[1:], strict=False)]
+            unions = [self.words[a] + self.words[b] for a, b in itertools.pairwise(ids)]
             best = max(
                 (i for i, union in enumerate(unions) if union in self.ids),
                 key=lambda i: (self.scores[self.ids[unions[i]]], -i),
