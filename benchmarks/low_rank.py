@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -37,7 +38,7 @@ from edgeopt.passes.factorize.sites import LowRank, matrix, vectors
 from edgeopt.pipeline import Pipeline
 from edgeopt.state import Batch, ModelState, PassContext
 from edgeopt.statistics import SecondMoment, input_moments
-from edgeopt.target import load_profile
+from edgeopt.target import LowRankRule, load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (0.9, 0.8, 0.7, 0.6)
@@ -85,7 +86,9 @@ class Case:
     def factorized(self, **options: Any) -> ModelState:
         """Return the model after the pass."""
         first = self.calibration[0]
-        profile = load_profile("host")
+        # any width, so that small models show what the method does
+        rule = LowRankRule(multiple=8, source="this benchmark")
+        profile = dataclasses.replace(load_profile("host"), low_rank=rule)
         context = PassContext(
             profile=profile,
             target=profile.targets[0],

@@ -146,7 +146,7 @@ class Sparsity:
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRank:
+class LowRankRule:
     """When two thin layers beat the one that they replace.
 
     Attributes:
@@ -312,7 +312,7 @@ class DeviceProfile:
     stand_ins: tuple[Target, ...] = ()
     limits: tuple[Limit, ...] = ()
     sparsity: Sparsity | None = None
-    low_rank: LowRank = LowRank()
+    low_rank: LowRankRule = LowRankRule()
     facts: tuple[Fact, ...] = ()
     unknown: tuple[str, ...] = ()
     runs_here: str = ""

@@ -26,7 +26,7 @@ from edgeopt.passes.factorize.sites import (
 from edgeopt.pipeline import WARNING, Pass, PassResult
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 from edgeopt.statistics import SecondMoment, input_moments
-from edgeopt.target import LowRank
+from edgeopt.target import LowRankRule
 
 DEFAULT_BUDGET = 0.75
 
@@ -123,7 +123,7 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
             )
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        rule = LowRank(multiple=1) if self.config.ignore_profile else ctx.profile.low_rank
+        rule = LowRankRule(multiple=1) if self.config.ignore_profile else ctx.profile.low_rank
         sites, skipped = self._sites(state, ctx, rule)
         if not sites:
             return PassResult(state, {}, skipped)
@@ -145,7 +145,7 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
         )
 
     def _sites(
-        self, state: ModelState, ctx: PassContext, rule: LowRank
+        self, state: ModelState, ctx: PassContext, rule: LowRankRule
     ) -> tuple[list[Site], dict[str, str]]:
         """Return the layers to take apart, and why the others are not."""
         found = find_sites(state)
@@ -208,7 +208,7 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
         return spectra, _too_few(few, sites)
 
     def _ranks(
-        self, spectra: Sequence[_Spectrum], rule: LowRank, skipped: dict[str, str]
+        self, spectra: Sequence[_Spectrum], rule: LowRankRule, skipped: dict[str, str]
     ) -> dict[str, int]:
         """Return the rank of each layer that is factorized; say why of the others."""
         if self.config.rank is None and self.config.energy is None:
@@ -242,7 +242,7 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
         return rank, f"rank {rank}, which keeps {_percent(energy)}, takes"
 
     def _shared_out(
-        self, spectra: Sequence[_Spectrum], rule: LowRank, skipped: dict[str, str]
+        self, spectra: Sequence[_Spectrum], rule: LowRankRule, skipped: dict[str, str]
     ) -> dict[str, int]:
         budget = DEFAULT_BUDGET if self.config.budget is None else self.config.budget
         total = sum(s.site.parameters for s in spectra)
@@ -315,7 +315,7 @@ def _groups(sites: Sequence[Site], limit_bytes: int) -> Iterator[list[Site]]:
     yield group
 
 
-def _most(site: Site, rule: LowRank) -> int:
+def _most(site: Site, rule: LowRankRule) -> int:
     """Return the highest rank that pays, a multiple of the rule's; 0 if none does."""
     affordable = math.floor((1 - rule.saving) * site.parameters)
     # strictly fewer parameters, even where the rule asks for no saving
@@ -323,7 +323,7 @@ def _most(site: Site, rule: LowRank) -> int:
     return rank // rule.multiple * rule.multiple
 
 
-def _unpayable(site: Site, rule: LowRank, profile: str) -> str:
+def _unpayable(site: Site, rule: LowRankRule, profile: str) -> str:
     narrow = min(site.inputs, site.outputs)
     if narrow < rule.min_width:
         return (
@@ -339,7 +339,7 @@ def _unpayable(site: Site, rule: LowRank, profile: str) -> str:
     return ""
 
 
-def _choices(spectrum: _Spectrum, rule: LowRank) -> list[Choice]:
+def _choices(spectrum: _Spectrum, rule: LowRankRule) -> list[Choice]:
     """Return each rank that pays, and the layer left whole; a loss is a share of its energy."""
     site = spectrum.site
     lost = 1.0 - spectrum.parts.kept
