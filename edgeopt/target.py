@@ -164,6 +164,30 @@ class Sparsity:
 
 
 @dataclasses.dataclass(frozen=True)
+class LowRankRule:
+    """When two thin layers beat the one that they replace.
+
+    Attributes:
+        multiple: Ranks are multiples of this: the kernels' tile or alignment.
+        min_width: A layer with fewer inputs or outputs stays whole: a second launch, and a value
+            written and read between the two, cost more than they save.
+        saving: Least share of the multiply-accumulates that must go, 0 to 1.
+        source: Where the rule comes from.
+    """
+
+    multiple: int = 8
+    min_width: int = 0
+    saving: float = 0.0
+    source: str = "edgeopt's own default"
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or self.min_width < 0 or not 0 <= self.saving < 1:
+            raise ConfigError(
+                "low_rank: multiple is at least 1, min_width at least 0, saving from 0 to below 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Limit:
     """A bound on one measured or structural quantity.
 
@@ -298,6 +322,7 @@ class DeviceProfile:
             shown with its machine and never gated.
         limits: Bounds that a build is judged by.
         sparsity: The N:M pattern that the kernels take, or None.
+        low_rank: When low-rank factors pay.
         facts: Numbers with their sources.
         unknown: What is not known about the device, in words.
         runs_here: How a machine is recognised as the device: `any-cpu`, `cuda-sm80`, ... or empty.
@@ -310,6 +335,7 @@ class DeviceProfile:
     stand_ins: tuple[Target, ...] = ()
     limits: tuple[Limit, ...] = ()
     sparsity: Sparsity | None = None
+    low_rank: LowRankRule = LowRankRule()
     facts: tuple[Fact, ...] = ()
     unknown: tuple[str, ...] = ()
     runs_here: str = ""

@@ -6,6 +6,7 @@ from typing import Any
 
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.passes.capture.capture import Capture
+from edgeopt.passes.factorize.factorize_svd import FactorizeSVD
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.fuse.fuse_lora import FuseLora
 from edgeopt.passes.legalize.drop_implied_activations import DropImpliedActivations
@@ -27,6 +28,7 @@ from edgeopt.pipeline import Pass
 ALL: tuple[type[Pass[Any]], ...] = (
     FuseLora,
     FoldBatchNorm,
+    FactorizeSVD,
     PruneNM,
     Capture,
     DecomposeAttention,
