@@ -35,7 +35,7 @@ MAX_EXPANDED_BYTES = 16 << 20
 """How far a tensor may go beyond the bytes stored for it (a constant that was expanded)."""
 
 _IGNORED = re.compile(r"(archive_format|archive_version|byteorder|\.data/\w+|extra/.*)")
-_PAYLOAD = re.compile(r"data/(weights|constants)/((weight|tensor)_\d+|model\.pt)")
+_PAYLOAD = re.compile(r"data/(weights|constants)/(weight|tensor)_\d+")
 
 # Strings are letters, digits, _ . @ -- no call, no operator, no quote can be written with them.
 _WORD = re.compile(r"[\w.@]*")

@@ -233,7 +233,8 @@ def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
         fixed = _leading(args, kwargs)
         if fixed != job.batch and fixed is not None:
             raise ConfigError(
-                f"--batch {job.batch}: the model fixes its batch; pass --batch {fixed}"
+                f"--batch {job.batch}: the model fixes its batch; pass --batch {fixed} (`len(x)` "
+                "in a forward fixes it, `x.shape[0]` does not)"
             )
     elif not leading & set(job.dynamic):
         args, kwargs = resized(args, kwargs, job.batch)
