@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from edgeopt.results import (
     ArtifactRow,
     ContractResult,
     DriftRow,
+    FileRole,
     ProofResult,
 )
 from edgeopt.runtime_tests.base import Session
@@ -167,13 +169,15 @@ def drift_ranking(branch: Branch, samples: Samples) -> tuple[DriftRow, ...]:
     first = next(samples.batches(min(DRIFT_SAMPLES, samples.count)))
     rows: list[DriftRow] = []
     for method, quantized in branch.state.carrier_programs.items():
-        rows += rank(
+        found = rank(
             branch.before.carrier_programs[method], quantized, Batch(first.args, first.kwargs)
         )
+        target = branch.target.name
+        rows += [dataclasses.replace(row, target=target, method=method) for row in found]
     return tuple(rows)
 
 
-def artifact_row(artifact: Artifact, found: Structure) -> ArtifactRow:
+def artifact_row(artifact: Artifact, found: Structure, role: FileRole) -> ArtifactRow:
     """Describe an artifact in short."""
     return ArtifactRow(
         name=artifact.name,
@@ -186,4 +190,5 @@ def artifact_row(artifact: Artifact, found: Structure) -> ArtifactRow:
         macs=found.macs,
         int8_macs=found.int8_macs,
         notes=artifact.notes,
+        role=role,
     )
