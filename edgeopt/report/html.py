@@ -80,7 +80,7 @@ def _views(report: BuildReport) -> dict[str, Any]:
             for index, group in enumerate(judged)
         ],
         "latency": latency,
-        "comparison_finding": view.comparison_finding(report.comparisons),
+        "comparison_findings": [view.comparison_finding(pair) for pair in report.comparisons],
         "ratios": Markup(plots.ratio_plot(report.comparisons)) if report.comparisons else "",
         "sizes": sizes.sizes(report),
         "operators": placement.placements(report),

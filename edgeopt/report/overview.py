@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from edgeopt.report.files import Files
 from edgeopt.report.words import count, number, share
@@ -27,6 +28,7 @@ class Figure:
         value: The number, or the word that stands for it.
         unit: After a number.
         note: Where it comes from, or why there is none.
+        brief: The note's most telling part, where the figure stands among others.
         percent: How full its bar is, or None: no bar.
         tone: `pass`, `fail`, `open` (nothing was measured), or empty.
     """
@@ -35,6 +37,7 @@ class Figure:
     value: str
     unit: str
     note: str
+    brief: str
     percent: float | None = None
     tone: str = ""
 
@@ -85,7 +88,7 @@ def _file(artifact: ArtifactRow, yardstick: ArtifactRow | None) -> Figure:
         if ratio < 1:
             note = f"{1 / ratio:.2f} × larger than {yardstick.precision}"
         percent = min(100.0, 100 / ratio)
-    return Figure("Model file", f"{artifact.size_bytes / 1e6:.2f}", "MB", note, percent)
+    return Figure("Model file", f"{artifact.size_bytes / 1e6:.2f}", "MB", note, note, percent)
 
 
 def _accuracy(report: BuildReport, artifact: ArtifactRow) -> Figure:
@@ -93,17 +96,17 @@ def _accuracy(report: BuildReport, artifact: ArtifactRow) -> Figure:
     if found is None:
         head = f"no {artifact.format} file was run: "
         why = next((w.removeprefix(head) for w in report.warnings if w.startswith(head)), "")
-        return Figure("Accuracy", "not judged", "", why or "no evaluation data, or no runtime here",
-                      tone="open")  # fmt: skip
-    note = _accuracy_note(found)
+        why = why or "no evaluation data, or no runtime here"
+        return Figure("Accuracy", "not judged", "", why, why, tone="open")
+    note, brief = _samples(found), count(found.samples, "sample")
+    if found.agreement is not None:
+        brief = f"{number(found.agreement, 1)} % same answers"
     if found.drop is not None:
-        return Figure(f"{found.metric} drop", number(found.drop), found.unit, note)
-    if found.snr_db is not None:
-        return Figure("Outputs against float", number(found.snr_db, 1), "dB", note)
-    return Figure("Accuracy", "–", "", note)
+        return Figure(f"{found.metric} drop", number(found.drop), found.unit, note, brief)
+    return Figure("Outputs against float", number(found.snr_db, 1), "dB", note, brief)
 
 
-def _accuracy_note(found: AccuracyResult) -> str:
+def _samples(found: AccuracyResult) -> str:
     parts = []
     if found.drop_low is not None and found.drop_high is not None:
         parts.append(f"95 %: {number(found.drop_low)} to {number(found.drop_high)}")
@@ -116,46 +119,49 @@ def _accuracy_note(found: AccuracyResult) -> str:
 def _int8(report: BuildReport, artifact: ArtifactRow) -> Figure:
     said = report.compile.get(artifact.name, {})
     parts = []
-    for key, noun in (("partitions", "partition"), ("fused_attentions", "fused attention")):
-        number_of = said.get(key)
-        if isinstance(number_of, (int, float)) and not isinstance(number_of, bool):
-            parts.append(count(int(number_of), noun))
     delegated = said.get("delegated_share")
-    if isinstance(delegated, (int, float)) and not isinstance(delegated, bool):
-        parts.insert(0, f"{share(delegated)} delegated")
+    if _is_number(delegated):
+        parts.append(f"{share(delegated)} delegated")
+    for key, noun in (("partitions", "partition"), ("fused_attentions", "fused attention")):
+        if _is_number(said.get(key)):
+            parts.append(count(int(said[key]), noun))
     note = ", ".join(parts)
     if artifact.int8_macs is None:
-        return Figure("Runs in INT8", "–", "", note)
+        return Figure("Runs in INT8", "–", "", note, note)
     percent = 100 * artifact.int8_macs
-    return Figure("Runs in INT8", number(percent, 1), "% of MACs", note, percent)
+    return Figure("Runs in INT8", number(percent, 1), "% of MACs", note, note, percent)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _speed(report: BuildReport, artifact: ArtifactRow) -> Figure:
     timed = [r for r in report.latency if r.artifact == artifact.name]
-    device = next((r for r in timed if r.machine.device != "host"), None)
-    pair = next((c for c in report.comparisons if c.candidate == artifact.name), None)
-    if device is not None:
-        note = f"p50 on {device.machine.name}, p99 {number(device.p99.value)} ms"
-        return Figure("Latency", number(device.p50.value), "ms", note)
+    device = [r for r in timed if r.machine.device != "host"]
     if not timed:
         why = report.unmeasured.get(artifact.name) or _open_latency_limit(report, artifact.name)
         why = why or "no runtime of its own here, or latency was switched off"
-        return Figure("Speed", "not measured", "", why, tone="open")
-    note = f"p50 {number(timed[0].p50.value)} ms {_where(timed[0])}"
-    if pair is None or pair.ratio <= 0:
-        return Figure("Latency", number(timed[0].p50.value), "ms", f"p50 {_where(timed[0])}")
+        return Figure("Speed", "not measured", "", why, why, tone="open")
+    shown = (device or timed)[0]
+    where = _where(shown)
+    pair = next((c for c in report.comparisons if c.candidate == artifact.name), None)
+    if device or pair is None or pair.ratio <= 0:
+        note = f"p50 {where}, p99 {number(shown.p99.value)} ms"
+        return Figure("Latency", number(shown.p50.value), "ms", note, f"p50 {where}")
     yardstick = next((a for a in report.artifacts if a.name == pair.baseline), None)
-    against = yardstick.precision if yardstick is not None else pair.baseline
-    return _pace(pair, f"against {against}; {note}")
+    against = f"against {yardstick.precision if yardstick is not None else pair.baseline}"
+    note = f"{against}; p50 {number(shown.p50.value)} ms {where}"
+    return _pace(pair, note, f"{against}, {where}")
 
 
-def _pace(pair: Comparison, note: str) -> Figure:
+def _pace(pair: Comparison, note: str, brief: str) -> Figure:
     if pair.pace is Pace.FASTER:
-        return Figure("Speed", f"{1 / pair.ratio:.2f}", "× faster", note)
+        return Figure("Speed", f"{1 / pair.ratio:.2f}", "× faster", note, brief)
     if pair.pace is Pace.SLOWER:
-        return Figure("Speed", f"{pair.ratio:.2f}", "× slower", note, tone="fail")
+        return Figure("Speed", f"{pair.ratio:.2f}", "× slower", note, brief, tone="fail")
     words = "same speed" if pair.pace is Pace.SAME else "cannot tell"
-    return Figure("Speed", words, "", f"ratio {pair.ratio:.3f} {note}")
+    return Figure("Speed", words, "", f"ratio {pair.ratio:.3f} {note}", brief)
 
 
 def _where(result: LatencyResult) -> str:
@@ -180,24 +186,23 @@ def _open_latency_limit(report: BuildReport, artifact: str) -> str:
 def _proof(report: BuildReport, artifact: ArtifactRow) -> Figure:
     found = [p for p in report.proof if p.artifact == artifact.name]
     if not found:
-        return Figure("Integer proof", "not proven", "", _why_unproven(artifact), tone="open")
-    nodes, elements = sum(p.nodes for p in found), sum(p.elements for p in found)
-    note = f"{count(nodes, 'node')}, {count(elements, 'element')}"
+        why = "no runtime of its own gave its integers here"
+        if artifact.precision != "int8":
+            why = f"a {artifact.precision} file"
+        return Figure("Integer proof", "not proven", "", why, why, tone="open")
+    elements = sum(p.elements for p in found)
+    brief = count(sum(p.nodes for p in found), "node")
+    note = f"{brief}, {count(elements, 'element')}"
     unproven = sum(len(p.unproven) for p in found)
     if unproven:
         note += f"; {unproven} more without an arithmetic"
     if all(p.exact for p in found):
-        return Figure("Integer proof", "bit exact", "", note, tone="pass")
+        return Figure("Integer proof", "bit exact", "", note, brief, tone="pass")
     differ = elements - sum(p.equal for p in found)
-    largest = max(p.max_lsb for p in found)
-    return Figure("Integer proof", f"{differ:,}", "differ", f"of {note}; at most {largest:g} LSB",
-                  tone="fail")  # fmt: skip
-
-
-def _why_unproven(artifact: ArtifactRow) -> str:
-    if artifact.precision != "int8":
-        return f"a {artifact.precision} file"
-    return "no runtime of its own here gave its integers"
+    off = f"at most {max(p.max_lsb for p in found):g} LSB"
+    return Figure(
+        "Integer proof", f"{differ:,}", "differ", f"of {note}; {off}", off, tone="fail"
+    )  # fmt: skip
 
 
 def tiles(views: Iterable[TargetView]) -> tuple[Figure, ...]:

@@ -14,7 +14,8 @@ FALLBACK = ("cpu", "portable")
 """How the places begin that take what an accelerator or a delegate leaves."""
 OFF = "off"
 MOST_MARKS = 600
-SMALLEST_MARK = 0.25
+SMALLEST_MARK = 0.6
+MOST_MARGIN = 35.0
 MOST_NAMES = 6
 _KINDS = {
     "int8": "INT8",
@@ -167,9 +168,10 @@ def _finding(rows: Sequence[OperatorRow], kinds: Sequence[str]) -> str:
             f"({', '.join(names[:MOST_NAMES])}{more})"
         )
     elif outside:
-        found.append(f"{outside} of {count(len(rows), 'operator')} do not")
+        do_not = "do not" if macs else "do not run in INT8"
+        found.append(f"{outside} of {count(len(rows), 'operator')} {do_not}")
     else:
-        found = [f"All {count(len(rows), 'operator')} run in INT8"]
+        found = [f"Each of {count(len(rows), 'operator')} runs in INT8"]
     return f"{'; '.join(found)}."
 
 
@@ -179,7 +181,7 @@ def _strip(
     groups = _groups(rows, kinds)
     macs = [sum(row.macs for row in group) for group, _ in groups]
     total = sum(macs)
-    smallest = min(SMALLEST_MARK, 50 / len(groups)) if total else 100 / len(groups)
+    smallest = min(SMALLEST_MARK, MOST_MARGIN / len(groups)) if total else 100 / len(groups)
     rest = 100 - smallest * len(groups)
     widths = [smallest + (rest * amount / total if total else 0) for amount in macs]
     marks = [Mark(k, width, _title(of)) for (of, k), width in zip(groups, widths, strict=True)]

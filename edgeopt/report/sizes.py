@@ -96,8 +96,7 @@ def _finding(ranked: list[int]) -> str:
     """Say how few layers hold half of the bytes."""
     total = sum(ranked)
     few = next(n for n, held in enumerate(accumulate(ranked), start=1) if 2 * held >= total)
-    hold = "holds" if few == 1 else "hold"
-    return f"{few} of {count(len(ranked), 'layer')} {hold} half of the {size(total)}."
+    return f"Half of the {size(total)} lie in {count(few, 'layer')}."
 
 
 def _by_layer(rows: Iterable[SizeRow], artifact: str) -> dict[str, int]:

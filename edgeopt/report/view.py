@@ -10,7 +10,6 @@ from edgeopt.results import (
     AccuracyResult,
     BuildReport,
     Comparison,
-    FileRole,
     LatencyResult,
     LimitResult,
     Machine,
@@ -85,26 +84,25 @@ def latency_findings(
     return tuple(words)
 
 
-def comparison_finding(comparisons: Iterable[Comparison]) -> str:
-    """Say which file is how much faster than which."""
-    words = []
-    for pair in comparisons:
-        verb = {
-            Pace.FASTER: f"is {1 / pair.ratio:.2f} × as fast as" if pair.ratio > 0 else "is",
-            Pace.SLOWER: f"takes {pair.ratio:.2f} × as long as",
-            Pace.SAME: "is as fast as",
-            Pace.CANNOT_TELL: "cannot be told from",
-        }[pair.pace]
-        words.append(f"{pair.candidate} {verb} {pair.baseline}")
-    return f"{'; '.join(words)}."
+def comparison_finding(pair: Comparison) -> str:
+    """Say how much faster one file is than the other."""
+    verb = "cannot be told from"
+    if pair.pace is Pace.FASTER and pair.ratio > 0:
+        verb = f"is {1 / pair.ratio:.2f} × as fast as"
+    elif pair.pace is Pace.SLOWER:
+        verb = f"takes {pair.ratio:.2f} × as long as"
+    elif pair.pace is Pace.SAME:
+        verb = "is as fast as"
+    return f"{pair.candidate} {verb} {pair.baseline}."
 
 
 def judged(report: BuildReport) -> tuple[tuple[AccuracyResult, ...], ...]:
     """Return the drops of the files that are judged, one group a metric and method."""
     files = Files(report)
-    plain = {a.name for a in files.yardsticks if files.role(a) is FileRole.YARDSTICK}
+    plain = {a.name for a in files.yardsticks}
+    order = {a.name: place for place, a in enumerate(files.main)}
     found: dict[tuple[str, str, str], list[AccuracyResult]] = {}
-    for result in report.accuracy:
+    for result in sorted(report.accuracy, key=lambda r: order.get(r.artifact, len(order))):
         if result.drop is not None and result.artifact not in plain:
             found.setdefault((result.metric, result.unit, result.method), []).append(result)
     return tuple(tuple(group) for group in found.values())
@@ -113,20 +111,22 @@ def judged(report: BuildReport) -> tuple[tuple[AccuracyResult, ...], ...]:
 def accuracy_finding(group: Sequence[AccuracyResult]) -> str:
     """Say how much the worst file loses, and whether the samples can tell it from nothing."""
     worst = max(group, key=lambda result: result.drop or 0.0)
-    drop = worst.drop or 0.0
-    verb = "loses" if drop > 0 else "gains"
-    words = f"{worst.artifact} {verb} {number(abs(drop))} {worst.unit} of {worst.metric}"
-    if drop == 0:
-        words = f"{worst.artifact} loses nothing of {worst.metric}"
+    drop, low, high = worst.drop or 0.0, worst.drop_low, worst.drop_high
+    if drop <= 0:
+        who = worst.artifact if len(group) == 1 else f"None of {len(group)} files"
+        words = f"{who} loses {'no' if len(group) == 1 else 'any'} {worst.metric}"
+        ends = [result.drop_high for result in group if result.drop_high is not None]
+        if ends:
+            words += f"; {worst.samples} samples allow a drop of {number(max(ends))} {worst.unit}"
+        return f"{words}."
+    words = f"{worst.artifact} loses {number(drop)} {worst.unit} of {worst.metric}"
     if len(group) > 1:
-        words = f"The worst of {len(group)} files: {words}"
-    if worst.drop_low is not None and worst.drop_high is not None:
-        if worst.drop_low <= 0 <= worst.drop_high:
-            words += f"; {worst.samples} samples cannot tell that from no loss"
-        else:
-            span = f"{number(worst.drop_low)} to {number(worst.drop_high)}"
-            words += f" (95 %: {span})"
-    return f"{words}."
+        words = f"The worst of {len(group)} files, {words}"
+    if low is None or high is None:
+        return f"{words}."
+    if low <= 0 <= high:
+        return f"{words}; {worst.samples} samples cannot tell that from no loss."
+    return f"{words} (95 %: {number(low)} to {number(high)})."
 
 
 def drop_limit(report: BuildReport, group: Sequence[AccuracyResult]) -> float | None:

@@ -48,9 +48,9 @@ def share(part: float) -> str:
     return f"{percent:.1f} %".replace("100.0", "100").replace(" 0.0", " 0")
 
 
-def count(number_of: int, noun: str) -> str:
-    """Write a count with its noun: `1 partition`, `4 partitions`."""
-    return f"{number_of:,} {noun}{'' if number_of == 1 else 's'}"
+def count(number_of: int, noun: str, nouns: str = "") -> str:
+    """Write a count with its noun: `1 partition`, `4 partitions`; `nouns` where no `s` makes it."""
+    return f"{number_of:,} {noun if number_of == 1 else nouns or f'{noun}s'}"
 
 
 def kind(precision: str) -> str:
@@ -65,9 +65,14 @@ def kind(precision: str) -> str:
 def stage(site: str) -> str:
     """Return the stretch of the network that a site lies in: `blocks.3` of `blocks.3.mlp.fc1`.
 
-    That is the module path up to its first number, else its first part, else nothing.
+    That is the module path up to its first number, else its first part. A name that a runtime made
+    for a node of its own (`gemm_input_reshape`) is no path and lies in no stage.
     """
-    parts = site.split(", ")[0].split("/")[0].partition(":")[0].split(".")
+    first = site.split(", ")[0].split("/")[0]
+    path = first.partition(":")[0]
+    if path == first and "." not in path:
+        return ""
+    parts = path.split(".")
     for index, part in enumerate(parts):
         if part.isdigit() and index:
             return ".".join(parts[: index + 1])
