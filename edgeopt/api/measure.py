@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from edgeopt.results import (
     ArtifactRow,
     ContractResult,
     DriftRow,
+    FileRole,
     ProofResult,
 )
 from edgeopt.runtime_tests.base import Session
@@ -179,10 +181,11 @@ def drift_ranking(branch: Branch, samples: Samples) -> tuple[DriftRow, ...]:
 
     first = next(samples.batches(min(DRIFT_SAMPLES, samples.count)))
     before, after = branch.before.carrier_programs, branch.state.carrier_programs
-    return tuple(rank(before[FORWARD], after[FORWARD], Batch(first.args, first.kwargs)))
+    rows = rank(before[FORWARD], after[FORWARD], Batch(first.args, first.kwargs))
+    return tuple(dataclasses.replace(row, target=branch.target.name) for row in rows)
 
 
-def artifact_row(artifact: Artifact, found: Structure) -> ArtifactRow:
+def artifact_row(artifact: Artifact, found: Structure, role: FileRole) -> ArtifactRow:
     """Describe an artifact in short."""
     return ArtifactRow(
         name=artifact.name,
@@ -195,4 +198,5 @@ def artifact_row(artifact: Artifact, found: Structure) -> ArtifactRow:
         macs=found.macs,
         int8_macs=found.int8_macs,
         notes=artifact.notes,
+        role=role,
     )
