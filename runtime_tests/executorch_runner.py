@@ -232,7 +232,7 @@ class ExecuTorchSession:
         head, _ = self._process.ask("time", self._where, order=[s._id for s in order])
         return [float(ms) for ms in head["ms"]]
 
-    def example_inputs(self, *, seed: int = 0, method: str = "forward") -> Arrays:
+    def example_inputs(self, method: str = "forward", *, seed: int = 0) -> Arrays:
         """Make inputs that the file takes: normal floats, zero integers, 1 for a dynamic size."""
         random = np.random.default_rng(seed)
         made: dict[str, np.ndarray[Any, Any]] = {}
