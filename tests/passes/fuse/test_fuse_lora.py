@@ -519,6 +519,10 @@ def test_a_wrapped_model_is_found_under_its_prefix(tone: Path) -> None:
     assert state.history[0].notes == ("tone: its names stand under parts.0",)
     with pytest.raises(AdapterError, match=r"fits the model at parts\.0 and at parts\.1"):
         fused(Wrapper(llama(), llama()).eval(), TOKENS, tone)
+    short = llama()
+    del short.model.layers[1]  # type: ignore[union-attr,operator]
+    with pytest.raises(AdapterError, match=r"'parts\.0\.model\.layers\.1\..* \(2 of 4 are missing"):
+        fused(Wrapper(short).eval(), TOKENS, tone)
 
 
 # --- layers that cannot take an update -----------------------------------------------------------
