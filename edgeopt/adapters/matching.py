@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from edgeopt.adapters.delta import Part
-from edgeopt.adapters.peft_folder import Adapter, LoraFactors
+from edgeopt.adapters.peft_folder import COUNTER, Adapter, LoraFactors
 from edgeopt.errors import AdapterError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -169,6 +169,7 @@ def _check_whole(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
     config = adapter.config
     copied = [name for name in own if config.copies(name)]
     expected = {f"{name}.{leaf}" for name in copied for leaf in own[name].state_dict()}
+    expected = {name for name in expected if not name.endswith(COUNTER)}
     if config.bias == "all":
         expected |= {f"{n}.bias" for n, child in own.items() if _has(child, "bias")}
     elif config.bias == "lora_only":

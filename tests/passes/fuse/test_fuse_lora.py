@@ -69,10 +69,11 @@ class Convolutions(nn.Module):
         super().__init__()
         self.plane = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         self.point = nn.Conv2d(8, 6, 1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
         self.line = nn.Conv1d(6, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.line(self.point(torch.relu(self.plane(x))).flatten(2))
+        return self.line(self.norm(self.point(torch.relu(self.plane(x)))).flatten(2))
 
 
 class Attending(nn.Module):
@@ -218,6 +219,11 @@ CASES: dict[str, tuple[Any, Mapping[str, Tensor], dict[str, Any]]] = {
         lambda: seeded(Convolutions),
         IMAGE,
         {"r": 2, "target_modules": ["plane", "point", "line"], "use_dora": True},
+    ),
+    "batch norm saved whole": (
+        lambda: seeded(Convolutions),
+        IMAGE,
+        {"r": 2, "target_modules": ["plane"], "modules_to_save": ["norm"]},
     ),
     "velora": (
         llama,
