@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgeopt.errors import AdapterError
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 """Elements that are in float64 at a time, so that a large embedding needs no second copy."""
 
 

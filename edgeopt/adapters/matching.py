@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from edgeopt.adapters.delta import Part
-from edgeopt.adapters.peft_folder import Adapter, LoraFactors
+from edgeopt.adapters.peft_folder import COUNTER, Adapter, LoraFactors
 from edgeopt.errors import AdapterError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -60,7 +60,7 @@ def match(adapter: Adapter, module: nn.Module, weight: float) -> Match:
             file lacks one that its configuration names, or if a layer cannot take the update.
     """
     names = {name: child for name, child in module.named_modules(remove_duplicate=False) if name}
-    prefix = _prefix(adapter, module, names)
+    prefix = _prefix(adapter, names)
     own = {n.removeprefix(prefix): c for n, c in names.items() if n.startswith(prefix)}
     for name in adapter.factors:
         _refuse_attention(adapter, name, own)
@@ -79,19 +79,8 @@ def match(adapter: Adapter, module: nn.Module, weight: float) -> Match:
     tensors = module.state_dict(keep_vars=True)
     for name, value in adapter.whole.items():
         fqn = prefix + name
-        if fqn not in tensors:
-            raise AdapterError(
-                f"{adapter.folder}: tensor {name!r} is not in the model{_near(fqn, tensors)}"
-                f"{_trained_on(adapter)}"
-            )
-        if value.shape != tensors[fqn].shape:
-            hint = "; was the vocabulary resized?" if value.dim() == 2 else ""
-            raise AdapterError(
-                f"{adapter.folder}: {name} is {list(value.shape)}, the model's is "
-                f"{list(tensors[fqn].shape)}{hint}{_trained_on(adapter)}"
-            )
-        before = parts.get(fqn, Part(adapter.name, weight))
-        parts[fqn] = dataclasses.replace(before, whole=value)
+        _check_tensor(adapter, name, value, fqn, tensors)
+        parts[fqn] = dataclasses.replace(parts.get(fqn, Part(adapter.name, weight)), whole=value)
     in_place = frozenset(prefix + name for name in adapter.in_place)
     return Match(parts, sites, ranks, in_place, prefix, _notes(adapter, own, prefix))
 
@@ -99,14 +88,15 @@ def match(adapter: Adapter, module: nn.Module, weight: float) -> Match:
 # --- names ---------------------------------------------------------------------------------------
 
 
-def _prefix(adapter: Adapter, module: nn.Module, names: Mapping[str, nn.Module]) -> str:
+def _prefix(adapter: Adapter, names: Mapping[str, nn.Module]) -> str:
     """Return what stands before the adapter's names; empty where they are the model's own."""
     wanted = sorted({*adapter.factors, *(n.rpartition(".")[0] for n in adapter.whole)} - {""})
-    if all(name in names for name in wanted):
+    some = {wanted[0], wanted[len(wanted) // 2], wanted[-1]} if wanted else set()
+    ends = {n.removesuffix(one) for one in some for n in names if n.endswith(f".{one}")}
+    missing = {p: [n for n in wanted if p + n not in names] for p in ("", *sorted(ends))}
+    fitting = [prefix for prefix, lacking in missing.items() if not lacking]
+    if "" in fitting:
         return ""
-    first = wanted[0]
-    ends = [name.removesuffix(first) for name in names if name.endswith(f".{first}")]
-    fitting = [p for p in ends if all(p + name in names for name in wanted)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -114,10 +104,10 @@ def _prefix(adapter: Adapter, module: nn.Module, names: Mapping[str, nn.Module])
             f"{adapter.folder}: fits the model at {fitting[0][:-1]} and at {fitting[1][:-1]}; load "
             "the part that it is for"
         )
-    missing = [name for name in wanted if name not in names]
+    prefix, lacking = min(missing.items(), key=lambda item: len(item[1]))
     raise AdapterError(
-        f"{adapter.folder}: module {missing[0]!r} is not in the model ({len(missing)} of "
-        f"{len(wanted)} are missing){_near(missing[0], names)}{_trained_on(adapter)}"
+        f"{adapter.folder}: module {prefix + lacking[0]!r} is not in the model ({len(lacking)} of "
+        f"{len(wanted)} are missing){_near(prefix + lacking[0], names)}{_trained_on(adapter)}"
     )
 
 
@@ -165,9 +155,8 @@ def _check_targets(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
         raise AdapterError(
             f"{adapter.folder}: the configuration targets {name}, and the file has no factors of it"
         )
-    tied = (
-        {_place(own[n]) for n in given if config.targets(n)} if config.ensure_weight_tying else ()
-    )
+    trained_as_one = given if config.ensure_weight_tying else ()
+    tied = {_place(own[n]) for n in trained_as_one if config.targets(n)}
     for name in given:
         if name not in wanted and not config.targets(name) and _place(own[name]) not in tied:
             raise AdapterError(
@@ -178,12 +167,9 @@ def _check_targets(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
 def _check_whole(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
     """Hold the tensors that replace the base's against what the configuration says is saved."""
     config = adapter.config
-    expected = {
-        f"{name}.{leaf}"
-        for name, child in own.items()
-        if config.copies(name)
-        for leaf in _leaves(child)
-    }
+    copied = [name for name in own if config.copies(name)]
+    expected = {f"{name}.{leaf}" for name in copied for leaf in own[name].state_dict()}
+    expected = {name for name in expected if not name.endswith(COUNTER)}
     if config.bias == "all":
         expected |= {f"{n}.bias" for n, child in own.items() if _has(child, "bias")}
     elif config.bias == "lora_only":
@@ -202,12 +188,24 @@ def _check_whole(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
             )
 
 
-def _leaves(module: nn.Module) -> list[str]:
-    return [name for name, _ in module.state_dict(keep_vars=True).items()]
-
-
 def _has(module: nn.Module, leaf: str) -> bool:
     return isinstance(module._parameters.get(leaf), Tensor)
+
+
+def _check_tensor(
+    adapter: Adapter, name: str, value: Tensor, fqn: str, tensors: Mapping[str, Tensor]
+) -> None:
+    if fqn not in tensors:
+        raise AdapterError(
+            f"{adapter.folder}: tensor {name!r} is not in the model{_near(fqn, tensors)}"
+            f"{_trained_on(adapter)}"
+        )
+    if value.shape != tensors[fqn].shape:
+        hint = "; was the vocabulary resized?" if value.dim() == 2 else ""
+        raise AdapterError(
+            f"{adapter.folder}: {name} is {list(value.shape)}, the model's is "
+            f"{list(tensors[fqn].shape)}{hint}{_trained_on(adapter)}"
+        )
 
 
 # --- layers --------------------------------------------------------------------------------------

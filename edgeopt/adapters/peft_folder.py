@@ -20,6 +20,8 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 PREFIX = "base_model.model."
 MAX_NAME = 256
+COUNTER = ".num_batches_tracked"
+"""Batch norm's count, which no inference reads."""
 
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|"
@@ -163,7 +165,7 @@ def _sorted(
     for key, value in sorted(tensors.items()):
         if len(key) > MAX_NAME:
             raise AdapterError(f"{path}: a key of {len(key)} characters is refused")
-        if value.dtype not in _FLOATS:
+        if value.dtype not in _FLOATS and not key.endswith(COUNTER):
             raise AdapterError(f"{path}: {key} is {value.dtype}; factors are floating numbers")
         if not bool(torch.isfinite(value).all()):
             bad = int((~torch.isfinite(value)).sum())
@@ -244,4 +246,4 @@ def _whole(
 def _unread(key: str, ignored: Mapping[str, str]) -> bool:
     """Whether PEFT saves this and computes without it once it is trained."""
     velora = "velora_config" in ignored and key.endswith(".lora_velora_embed")
-    return velora or ".original_module." in f".{key}"
+    return velora or key.endswith(COUNTER) or ".original_module." in f".{key}"

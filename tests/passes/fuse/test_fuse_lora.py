@@ -69,10 +69,11 @@ class Convolutions(nn.Module):
         super().__init__()
         self.plane = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         self.point = nn.Conv2d(8, 6, 1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
         self.line = nn.Conv1d(6, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.line(self.point(torch.relu(self.plane(x))).flatten(2))
+        return self.line(self.norm(self.point(torch.relu(self.plane(x)))).flatten(2))
 
 
 class Attending(nn.Module):
@@ -218,6 +219,11 @@ CASES: dict[str, tuple[Any, Mapping[str, Tensor], dict[str, Any]]] = {
         lambda: seeded(Convolutions),
         IMAGE,
         {"r": 2, "target_modules": ["plane", "point", "line"], "use_dora": True},
+    ),
+    "batch norm saved whole": (
+        lambda: seeded(Convolutions),
+        IMAGE,
+        {"r": 2, "target_modules": ["plane"], "modules_to_save": ["norm"]},
     ),
     "velora": (
         llama,
@@ -519,6 +525,10 @@ def test_a_wrapped_model_is_found_under_its_prefix(tone: Path) -> None:
     assert state.history[0].notes == ("tone: its names stand under parts.0",)
     with pytest.raises(AdapterError, match=r"fits the model at parts\.0 and at parts\.1"):
         fused(Wrapper(llama(), llama()).eval(), TOKENS, tone)
+    short = llama()
+    del short.model.layers[1]  # type: ignore[union-attr,operator]
+    with pytest.raises(AdapterError, match=r"'parts\.0\.model\.layers\.1\..* \(2 of 4 are missing"):
+        fused(Wrapper(short).eval(), TOKENS, tone)
 
 
 # --- layers that cannot take an update -----------------------------------------------------------
