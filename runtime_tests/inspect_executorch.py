@@ -20,17 +20,18 @@ from edgeopt.exporters.executorch_file import (
     XnnNode,
     read_file,
 )
-from edgeopt.results import MemoryResult, OperatorRow, SizeRow
-from edgeopt.runtime_tests.base import Runner
+from edgeopt.results import MemoryResult, OperatorRow, ProofResult, SizeRow
+from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 from edgeopt.target import Target
 
 if TYPE_CHECKING:
-    pass
+    from torch.export import ExportedProgram
 
 OUTSIDE = "ExecuTorch CPU kernel"
 INSIDE = "XNNPACK"
 LARGEST_BUFFERS = 5
+SLOWEST_KERNELS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +120,23 @@ class ExecuTorchInspector(Inspector):
                 "kernels": _kernel_counts(file),
                 "outside": _outside(file, sites),
                 "memory_plan": {n: _memory_plan(m) for n, m in file.methods.items()},
+                **self._profile(folder / artifact.model_file.path, target),
             },
         )
+
+    def _profile(self, path: Path, target: Target) -> dict[str, Any]:
+        """Return where the time goes on this machine, if its runtime is here."""
+        from edgeopt.runtime_tests.executorch_profile import profile
+
+        if self.runner().unavailable() is not None:
+            return {}
+        kernels = profile(path, threads=target.protocol.threads)[:SLOWEST_KERNELS]
+        return {
+            "slowest_here": [
+                f"{k.kernel}: {k.calls} calls, {k.microseconds:.0f} us, {100 * k.share:.0f} %"
+                for k in kernels
+            ]
+        }
 
     def tensors(self, folder: Path, artifact: Artifact) -> FileTensors:
         from edgeopt.exporters.executorch_tensors import ExecuTorchTensors
@@ -137,6 +153,21 @@ class ExecuTorchInspector(Inspector):
             SizeRow(artifact.name, stored.get(name, name), dtype, size)
             for name, dtype, size in stored_tensors(folder / artifact.model_file.path)
         )
+
+    def prove(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        inputs: Arrays,
+        programs: Mapping[str, ExportedProgram] | None = None,
+    ) -> ProofResult | None:
+        method = artifact.methods[0].name
+        if programs is None or method not in programs:
+            return None  # a file does not show its codes; its program does
+        from edgeopt.runtime_tests.executorch_proof import prove
+
+        path = folder / artifact.model_file.path
+        return prove(artifact.name, path, inputs, programs[method], method=method)
 
     def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
         from edgeopt.runtime_tests.executorch_runner import peak_memory
