@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 OUTSIDE = "ExecuTorch CPU kernel"
+BOOKKEEPING = ("executorch_prim::", "aten::sym_")
+"""Sizes and views of dynamic shapes: numbers are computed, no tensor is read."""
 INSIDE = "XNNPACK"
 LARGEST_BUFFERS = 5
 SLOWEST_KERNELS = 8
@@ -75,12 +77,13 @@ class Sites:
 
     def of_kernels(self, method: FileMethod) -> list[str]:
         """Return the address of each kernel outside the delegates, in order."""
-        listed = list(self.kernels.get(method.name, ()))
-        found = []
+        listed = self.kernels.get(method.name, ())
+        found, start = [], 0
         for kernel in method.kernels:
-            while listed and listed[0][0] != kernel.name:
-                listed.pop(0)  # a call that became no kernel
-            found.append(listed.pop(0)[1] if listed else "")
+            rest = range(start, len(listed))
+            at = next((i for i in rest if listed[i][0] == kernel.name), None)
+            found.append(listed[at][1] if at is not None else "")
+            start = at + 1 if at is not None else start
         return found
 
 
@@ -182,6 +185,8 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
     for step in method.steps:
         if isinstance(step, Kernel):
             kernel, site = next(outside)
+            if kernel.name.startswith(BOOKKEEPING):
+                continue
             yield OperatorRow(
                 artifact=artifact.name,
                 operator=kernel.name,
@@ -189,7 +194,7 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
                 precision=_float_type(kernel),
                 where=OUTSIDE,
                 macs=kernel.multiplications,
-                reason=reasons.get(site, "") or f"XNNPACK has no kernel for {kernel.name}",
+                reason=reasons.get(site, "") or f"XNNPACK does not take {kernel.name}",
             )
             continue
         graph = method.delegates[step].graph
@@ -255,7 +260,9 @@ def _outside(file: ExecuTorchFile, sites: Sites) -> dict[str, str]:
     for method in file.methods.values():
         reasons = sites.reasons.get(method.name, {})
         for kernel, site in zip(method.kernels, sites.of_kernels(method), strict=True):
-            why = reasons.get(site, "") or f"XNNPACK has no kernel for {kernel.name}"
+            if kernel.name.startswith(BOOKKEEPING):
+                continue
+            why = reasons.get(site, "") or f"XNNPACK does not take {kernel.name}"
             found.setdefault(site or kernel.name, why)
     return found
 
