@@ -31,6 +31,17 @@ class Pace(enum.Enum):
     CANNOT_TELL = "cannot tell"
 
 
+class FileRole(enum.Enum):
+    """What a file is in its bundle."""
+
+    TARGET = "target"
+    """Of one of the profile's own targets; the first of them gives the verdict."""
+    STAND_IN = "stand-in"
+    """Runs where the device's own runtime does not; shown, never gated."""
+    YARDSTICK = "yardstick"
+    """The float file that another one of the same target is compared with."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """Where a number was measured.
@@ -279,7 +290,9 @@ class OperatorRow:
         operator: The operator or layer kind (`QLinearConv`, `gemm`).
         site: FQN or node name.
         precision: `int8`, `float16`, `float32`.
-        where: Execution provider, compiler or device.
+        where: Execution provider, delegate, compiler or device. In a file that an accelerator or a
+            delegate takes a part of, the rest runs in a place whose name begins with `CPU` or
+            `portable` (`CPUExecutionProvider`, `portable kernels`).
         macs: Multiply-accumulates of one call, 0 where none.
         reason: Why it is not INT8, where it is not.
     """
@@ -311,13 +324,19 @@ class DriftRow:
         site: The operator's address; pass it to `--keep-float`.
         snr_db: SNR of its output, quantized program against float, at the same evaluation inputs.
         own_snr_db: SNR of the layer's output with only this layer quantized, at float inputs.
-        rank: 1 is the worst.
+        rank: 1 is the worst of its target.
+        target: Whose quantized program it is; empty in reports older than this field.
+        depth: Place in graph order, 1 is the first; 0 where it is not known.
+        method: The program's method.
     """
 
     site: str
     snr_db: float
     own_snr_db: float | None
     rank: int
+    target: str = ""
+    depth: int = 0
+    method: str = "forward"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +372,21 @@ class MemoryResult:
 
 @dataclasses.dataclass(frozen=True)
 class ArtifactRow:
-    """One artifact in short."""
+    """One artifact in short.
+
+    Attributes:
+        name: Names it in every other row.
+        target: The profile's target or stand-in; a float yardstick has that of its INT8 file.
+        format: As in profiles.
+        precision: `int8`, `float16`, `float32`.
+        file: The model file's name in the bundle.
+        size_bytes: Of the model file.
+        sha256: Of the model file.
+        macs: Multiply-accumulates of one call.
+        int8_macs: Share of them that run in INT8, 0 to 1, or None where nothing is multiplied.
+        notes: What the exporter says.
+        role: What it is in the bundle; None in reports older than this field.
+    """
 
     name: str
     target: str
@@ -365,6 +398,7 @@ class ArtifactRow:
     macs: int
     int8_macs: float | None
     notes: tuple[str, ...] = ()
+    role: FileRole | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,10 +426,12 @@ class BuildReport:
         plan: Target -> the plan as printed.
         operators: Where each operator runs.
         sizes: Bytes per weight.
-        drift: The per-layer ranking.
+        drift: The layers' ranking per target, the verdict's target first.
         proof: Integer proof.
         contracts: In the files.
-        compile: Target -> lines from a real compiler (engine size, layers, types).
+        compile: Artifact -> what a real compiler said (engine size, layers, types, and the
+            numbers `partitions`, `delegated_share`, `fused_attentions`).
+        unmeasured: Artifact -> why its latency was not measured.
         warnings: What a user should read first.
         seconds: Stage -> seconds.
         schema: Version.
@@ -425,6 +461,7 @@ class BuildReport:
     proof: tuple[ProofResult, ...] = ()
     contracts: tuple[ContractResult, ...] = ()
     compile: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    unmeasured: Mapping[str, str] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     schema: int = SCHEMA_VERSION

@@ -190,8 +190,8 @@ def _about(request: ExportRequest) -> dict[str, Any]:
     return {
         "build_key": request.build_key,
         "edgeopt": edgeopt.__version__,
-        "inputs": {name: list(request.input_names) for name in request.programs},
-        "outputs": {name: list(request.output_names) for name in request.programs},
+        "inputs": {name: list(request.inputs_of(name)) for name in request.programs},
+        "outputs": {name: list(request.outputs_of(name)) for name in request.programs},
         "plan": request.plan,
         "precision": request.precision,
     }
@@ -242,18 +242,18 @@ def _method(name: str, exported: ExportedProgram, request: ExportRequest) -> Met
     inputs = [value for value in inputs if isinstance(value, torch.Tensor)]
     output = next(n for n in exported.graph.nodes if n.op == "output")
     outputs = [n.meta["val"] for n in output.args[0] if isinstance(n, Node)]
-    roles = request.input_roles or ("tensor",) * len(inputs)
+    roles = request.roles_of(name) or ("tensor",) * len(inputs)
     return Method(
         name,
         tuple(
             _io(n, value, role, f"args.{i}")
             for i, (n, value, role) in enumerate(
-                zip(request.input_names, inputs, roles, strict=False)
+                zip(request.inputs_of(name), inputs, roles, strict=False)
             )
         ),
         tuple(
             _io(n, value, "tensor", f"{i}")
-            for i, (n, value) in enumerate(zip(request.output_names, outputs, strict=False))
+            for i, (n, value) in enumerate(zip(request.outputs_of(name), outputs, strict=False))
         ),
     )
 

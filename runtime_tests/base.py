@@ -32,6 +32,10 @@ class Session(Protocol):
         """Run one method; outputs by name, in the file's order."""
         ...
 
+    def example_inputs(self, method: str, *, seed: int = 0) -> Arrays:
+        """Make inputs that a method takes: normal floats, zero integers, 1 for a dynamic size."""
+        ...
+
     def reset(self) -> None:
         """Forget all state."""
         ...

@@ -148,7 +148,7 @@ def counted(folder: Path, artifact: Artifact) -> Structure:
 
 
 def _open_sizes(artifact: Artifact) -> dict[str, tuple[int, ...]] | None:
-    """Return the inputs' shapes with 1 for each dynamic dimension, or None where none is."""
+    """Return the inputs' shapes at the artifact's own lengths, or None where all are fixed."""
     inputs = artifact.methods[0].inputs
     if all(isinstance(d, int) for spec in inputs for d in spec.shape):
         return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from edgeopt.verify import invariants
 
 ROOT = Path(__file__).resolve().parent.parent
-GUIDE = ROOT / "docs" / "writing_a_pass.md"
+DOCS = ROOT / "docs"
+GUIDE = DOCS / "writing_a_pass.md"
+GUIDES = sorted(path for path in DOCS.glob("*.md") if "```python\n" in path.read_text("utf-8"))
 
 
 def blocks(path: Path) -> list[tuple[int, str]]:
@@ -26,30 +29,57 @@ def blocks(path: Path) -> list[tuple[int, str]]:
     ]
 
 
+def own_tests(path: Path) -> list[str]:
+    """Return the names of the tests that a guide holds."""
+    return re.findall(r"^def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
-def guide() -> Iterator[dict[str, Any]]:
-    """Execute the guide's blocks one after the other, as a reader would."""
-    module = types.ModuleType("writing_a_pass")
-    sys.modules[module.__name__] = module  # dataclasses look there for names in annotations
-    for line, code in blocks(GUIDE):
-        # empty lines in front, so that a traceback shows the guide's own line
-        source = "\n" * (line - 1) + code
-        exec(compile(source, str(GUIDE), "exec", dont_inherit=True), vars(module))
-    yield vars(module)
-    del sys.modules[module.__name__]
+def guides() -> Iterator[Callable[[Path], dict[str, Any]]]:
+    """Execute a guide's blocks one after the other, as a reader would; once each."""
+    done: dict[Path, types.ModuleType] = {}
+
+    def execute(path: Path) -> dict[str, Any]:
+        if path not in done:
+            module = types.ModuleType(path.stem)
+            sys.modules[module.__name__] = module  # dataclasses look there for annotations
+            done[path] = module
+            for line, code in blocks(path):
+                # empty lines in front, so that a traceback shows the guide's own line
+                source = "\n" * (line - 1) + code
+                exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+        return vars(done[path])
+
+    yield execute
+    for module in done.values():
+        del sys.modules[module.__name__]
 
 
-TESTS = re.findall(r"^def (test_\w+)\(\):", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+TESTS = [pytest.param(p, n, id=f"{p.stem}-{n}") for p in GUIDES for n in own_tests(p)]
 
 
-@pytest.mark.parametrize("name", TESTS)
-def test_the_guides_own_test_passes(name: str, guide: dict[str, Any]) -> None:
-    guide[name]()
+@pytest.mark.parametrize(("guide", "name"), TESTS)
+def test_the_guides_own_test_passes(
+    guide: Path, name: str, guides: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    test = guides(guide)[name]
+    test(tmp_path) if inspect.signature(test).parameters else test()
 
 
-def test_the_guide_has_tests_for_each_of_its_passes() -> None:
-    assert len(TESTS) >= 7
+def test_the_guides_have_tests_for_each_of_their_passes() -> None:
+    assert len(own_tests(GUIDE)) >= 7
     assert len(blocks(GUIDE)) == 4
+    assert len(own_tests(DOCS / "writing_a_legalization.md")) >= 2
+    assert len(own_tests(DOCS / "writing_an_exporter.md")) >= 5
+
+
+def test_the_catalogue_of_passes_is_that_of_the_docstrings() -> None:
+    from edgeopt.cli.catalogue import passes_markdown
+    from edgeopt.passes import ALL
+
+    told = (DOCS / "passes.md").read_text(encoding="utf-8")
+    assert told == passes_markdown(ALL), "run: edgeopt passes --markdown > docs/passes.md"
+    assert told.count("\n## ") == len(ALL)
 
 
 def test_the_guide_lists_every_invariant_and_no_other() -> None:

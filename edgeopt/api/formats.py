@@ -6,6 +6,9 @@ from edgeopt.errors import ConfigError, nearest
 from edgeopt.exporters.base import Exporter
 from edgeopt.runtime_tests.inspection import Inspector
 
+SUFFIXES = {".onnx": "onnx"}
+"""Suffix of a plain model file -> its format."""
+
 
 def exporter_for(format_: str) -> Exporter:
     """Return the exporter of a format.
@@ -15,9 +18,10 @@ def exporter_for(format_: str) -> Exporter:
     """
     from edgeopt.exporters.executorch import ExecuTorchExporter
     from edgeopt.exporters.onnx import OnnxExporter
+    from edgeopt.exporters.qnn import QnnExporter
     from edgeopt.exporters.tensorrt import TensorRTExporter
 
-    exporters = (OnnxExporter, TensorRTExporter, ExecuTorchExporter)
+    exporters = (OnnxExporter, TensorRTExporter, ExecuTorchExporter, QnnExporter)
     known: dict[str, type[Exporter]] = {e.format: e for e in exporters}
     if format_ not in known:
         raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
@@ -32,8 +36,9 @@ def inspector_for(format_: str) -> Inspector:
     """
     from edgeopt.runtime_tests.inspect_executorch import ExecuTorchInspector
     from edgeopt.runtime_tests.inspect_onnx import OnnxInspector, TensorRTInspector
+    from edgeopt.runtime_tests.inspect_qnn import QnnInspector
 
-    inspectors = (OnnxInspector, TensorRTInspector, ExecuTorchInspector)
+    inspectors = (OnnxInspector, TensorRTInspector, ExecuTorchInspector, QnnInspector)
     known: dict[str, type[Inspector]] = {i.format: i for i in inspectors}
     if format_ not in known:
         raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")

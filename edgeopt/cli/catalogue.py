@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from edgeopt.cli.options import AsJson, NameArgument
 
@@ -14,11 +17,20 @@ if TYPE_CHECKING:
     from edgeopt.target import DeviceProfile, Target
 
 
-def passes(name: NameArgument = None, as_json: AsJson = False) -> int:
+def passes(
+    name: NameArgument = None,
+    as_json: AsJson = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the catalogue as Markdown (docs/passes.md).")
+    ] = False,
+) -> int:
     """List the passes; with NAME, one in full."""
     from edgeopt.cli.text import Table, show_json, show_table
     from edgeopt.passes import ALL, by_name
 
+    if markdown:
+        print(passes_markdown(ALL if name is None else (by_name(name),)), end="")
+        return 0
     if as_json:
         chosen = ALL if name is None else (by_name(name),)
         show_json([_describe_pass(type_) for type_ in chosen])
@@ -46,6 +58,41 @@ def _describe_pass(type_: type[Pass[Any]]) -> dict[str, Any]:
         "must_follow": sorted(type_.must_follow),
         "options": list(options_of(type_.config_type)),
     }
+
+
+def passes_markdown(types: Sequence[type[Pass[Any]]]) -> str:
+    """Return the catalogue of passes from their docstrings, by family in pipeline order."""
+    found = [_describe_pass(type_) for type_ in types]
+    lines = [
+        "# The passes",
+        "",
+        "Written by `edgeopt passes --markdown`; do not edit.",
+        "",
+        "| pass | family | stage | effect | what it does |",
+        "|---|---|---|---|---|",
+    ]
+    for d in found:
+        anchor = f"[`{d['name']}`](#{d['name']})"
+        row = (anchor, d["family"], d["stage"], d["effect"], _cell(d["summary"]))
+        lines.append(f"| {' | '.join(row)} |")
+    for d in found:
+        lines += ["", f"## {d['name']}", "", d["doc"], ""]
+        facts = [f"Family `{d['family']}`, stage {d['stage']}, {d['effect']}."]
+        if d["must_follow"]:
+            facts.append(f"Must come after {', '.join(d['must_follow'])}.")
+        if d["needs_calibration"]:
+            facts.append("Needs calibration data.")
+        lines.append(" ".join(facts))
+        if d["options"]:
+            lines += ["", "| option | type | default | meaning |", "|---|---|---|---|"]
+        for o in d["options"]:
+            default = "(required)" if o.required else f"`{_toml(o.default)}`"
+            lines.append(f"| `{o.name}` | `{_cell(o.type)}` | {default} | {_cell(o.doc)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _show_pass(type_: type[Pass[Any]]) -> None:
@@ -121,6 +168,10 @@ def _show_profile(profile: DeviceProfile) -> None:
             s.source,
         )
         show_table(Table("Sparsity", ("pattern", "multiples", "pays from", "source"), (row,)))
+    low = profile.low_rank
+    row = (str(low.multiple), str(low.min_width), f"{100 * low.saving:g} %", low.source)
+    heads = ("ranks are multiples of", "pays from width", "saves at least", "source")
+    show_table(Table("Low rank", heads, (row,)))
     facts = tuple((f.name, f"{f.value:g}", f.unit, f.source) for f in profile.facts)
     show_table(Table("Facts", ("fact", ">value", "unit", "source"), facts))
     unknown = tuple((words,) for words in profile.unknown)

@@ -38,20 +38,21 @@ def rank(
         quant_watch.run(*inputs)
         float_watch.run(*inputs)
     rows = []
-    for site_id, node in wanted.items():
+    for depth, (site_id, node) in enumerate(wanted.items(), start=1):
         exact = float_watch.outputs[site_id]
         own = _alone(node, float_watch.inputs[site_id], quant_watch, site_id)
         rows.append(
             (
+                depth,
                 edges.require_site(node).address,
                 snr_db([exact], [quant_watch.outputs[site_id]]),
                 snr_db([exact], [own]),
             )
         )
-    rows.sort(key=lambda row: row[2])
+    rows.sort(key=lambda row: row[3])
     return [
-        DriftRow(site=site, snr_db=total, own_snr_db=own, rank=index + 1)
-        for index, (site, total, own) in enumerate(rows)
+        DriftRow(site=site, snr_db=total, own_snr_db=own, rank=index + 1, depth=depth)
+        for index, (depth, site, total, own) in enumerate(rows)
     ]
 
 

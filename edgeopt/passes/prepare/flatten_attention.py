@@ -1,9 +1,8 @@
-"""Write fused attention as two batched products and a softmax."""
+"""Write fused attention as products over flat heads."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.fx import Node
 
 from edgeopt import edges
 from edgeopt.edges import operator_name, require_site
+from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
@@ -24,11 +24,11 @@ MASKED = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
-class DecomposeAttentionConfig:
-    """`decompose_attention` has no options."""
+class FlattenAttentionConfig:
+    """`flatten_attention` has no options."""
 
 
-class DecomposeAttention(Pass[DecomposeAttentionConfig]):
+class FlattenAttention(Pass[FlattenAttentionConfig]):
     """Replace `scaled_dot_product_attention` by products over flat heads.
 
     XNNPACK has no fused attention: the operator's own decomposition leaves a guard against rows
@@ -47,8 +47,8 @@ class DecomposeAttention(Pass[DecomposeAttentionConfig]):
     other than the batch that are dynamic.
     """
 
-    name = "decompose_attention"
-    config_type = DecomposeAttentionConfig
+    name = "flatten_attention"
+    config_type = FlattenAttentionConfig
     stage = Stage.GRAPH
     effect = Effect.EQUIVALENT
     from_phase = Phase.FLOAT
@@ -65,79 +65,26 @@ class DecomposeAttention(Pass[DecomposeAttentionConfig]):
         return PassResult(state.with_programs(programs), changes, skipped)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Attention:
-    """The arguments of one call, by name."""
-
-    node: Node
-    q: Node
-    k: Node
-    v: Node
-    mask: Node | None
-    causal: bool
-    scale: float
-
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        """`[..., H, T, D]` of the query."""
-        return tuple(self.q.meta["val"].shape)
-
-    @property
-    def groups(self) -> int:
-        """Heads of key and value."""
-        return int(self.k.meta["val"].shape[-3])
-
-
 def _rewrite(
     exported: ExportedProgram, changes: dict[str, str], skipped: dict[str, str]
 ) -> ExportedProgram:
     editor = ProgramEditor(exported)
-    found = [
-        n
-        for n in editor.graph.nodes
-        if n.op == "call_function" and operator_name(n) == "scaled_dot_product_attention"
-    ]
-    for node in found:
+    for node in [n for n in editor.graph.nodes if is_attention(n)]:
         address = require_site(node).address
-        parts = _parts(node)
-        reason = parts if isinstance(parts, str) else _reason(parts, editor)
-        if reason:
+        call = AttentionCall.of(node)
+        if reason := _unsupported(call, editor):
             skipped[address] = reason
             continue
-        assert isinstance(parts, _Attention)
-        _Writer(editor, parts).write()
+        _Writer(editor, call).write()
         changes[address] = "written as product, softmax, product"
     return editor.finish()
 
 
-def _parts(node: Node) -> _Attention | str:
-    """Return the arguments, or why the call stays as it is."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    if given.get("dropout_p", 0.0):
+def _unsupported(call: AttentionCall, editor: ProgramEditor) -> str:
+    """Return why the call stays as it is, or an empty string."""
+    if call.dropout_p:
         return "it has dropout"
-    q, k, v = (given[name] for name in ("query", "key", "value"))
-    assert isinstance(q, Node)
-    assert isinstance(k, Node)
-    assert isinstance(v, Node)
-    mask = given.get("attn_mask")
-    scale = given.get("scale")
-    width = q.meta["val"].shape[-1]
-    if not isinstance(scale, (int, float)):
-        scale = 1 / math.sqrt(int(width))
-    return _Attention(
-        node,
-        q,
-        k,
-        v,
-        mask if isinstance(mask, Node) else None,
-        bool(given.get("is_causal", False)),
-        float(scale),
-    )
-
-
-def _reason(parts: _Attention, editor: ProgramEditor) -> str:
-    shapes = [tuple(n.meta["val"].shape) for n in (parts.q, parts.k, parts.v)]
+    shapes = [tuple(n.meta["val"].shape) for n in (call.query, call.key, call.value)]
     if len({len(s) for s in shapes}) != 1 or not 3 <= len(shapes[0]) <= 4:
         return f"query, key and value have {[len(s) for s in shapes]} dimensions, not 3 or 4"
     fixed = [size for s in shapes for size in s[1 if len(s) == 4 else 0 :]]
@@ -147,10 +94,10 @@ def _reason(parts: _Attention, editor: ProgramEditor) -> str:
         return "a size other than the batch is dynamic"
     if len(shapes[0]) == 4 and int(shapes[0][1]) % int(shapes[1][1]):
         return f"{shapes[0][1]} query heads are no multiple of {shapes[1][1]} key heads"
-    mask = editor.tensor(parts.mask)
+    mask = editor.tensor(call.attn_mask)
     if mask is not None and mask.dtype == torch.bool and not bool(mask.any(-1).all()):
         return "its mask leaves a row empty"
-    if parts.mask is not None and parts.causal:
+    if call.attn_mask is not None and call.is_causal:
         return "it has a mask and is causal"
     return ""
 
@@ -158,33 +105,33 @@ def _reason(parts: _Attention, editor: ProgramEditor) -> str:
 class _Writer:
     """Write one call's products before it, and put them in its place."""
 
-    def __init__(self, editor: ProgramEditor, parts: _Attention) -> None:
+    def __init__(self, editor: ProgramEditor, call: AttentionCall) -> None:
         self._editor = editor
-        self._parts = parts
+        self._attention = call
 
     def write(self) -> None:
-        parts = self._parts
-        *_, rows, depth = parts.shape
-        keys, values = (int(n.meta["val"].shape[-1]) for n in (parts.k, parts.v))
-        length = int(parts.k.meta["val"].shape[-2])
-        heads = int(parts.shape[-3]) if len(parts.shape) == 4 else 1
-        groups = parts.groups if len(parts.shape) == 4 else 1
-        tall = heads // groups * int(rows)
-        q = self._view(parts.q, "q", (-1, tall, int(depth)))
-        k = self._view(self._swapped(parts.k), "k", (-1, keys, length))
-        v = self._view(parts.v, "v", (-1, length, values))
-        q = self._call(_ATEN.mul.Tensor, (q, self._number(parts.scale)), "scale")
+        call = self._attention
+        query, key, value = (n.meta["val"].shape for n in (call.query, call.key, call.value))
+        flat = len(query) == 3  # [N, T, D]: no heads
+        heads, groups = (1, 1) if flat else (int(query[-3]), int(key[-3]))
+        rows, length = int(query[-2]), int(key[-2])
+        tall = heads // groups * rows
+        q = self._view(call.query, "q", (-1, tall, int(query[-1])))
+        k = self._view(self._swapped(call.key), "k", (-1, int(key[-1]), length))
+        v = self._view(call.value, "v", (-1, length, int(value[-1])))
+        q = self._call(_ATEN.mul.Tensor, (q, self._number(call.factor)), "scale")
         scores = self._call(_ATEN.bmm.default, (q, k), "scores")
-        scores = self._masked(scores, heads, int(rows), length)
+        apart = (-1, rows, length) if flat else (-1, heads, rows, length)
+        scores = self._masked(scores, apart)
         shares = self._call(_ATEN.softmax.int, (scores, -1), "softmax")
         shares = self._view(shares, "shares", (-1, tall, length))
         mixed = self._call(_ATEN.bmm.default, (shares, v), "mixed")
-        out = (-1, int(rows), values) if len(parts.shape) == 3 else (-1, heads, int(rows), values)
-        parts.node.replace_all_uses_with(self._view(mixed, "out", out))
-        self._editor.graph.erase_node(parts.node)
+        out = (*apart[:-1], int(value[-1]))
+        call.node.replace_all_uses_with(self._view(mixed, "out", out))
+        self._editor.graph.erase_node(call.node)
 
     def _call(self, target: Callable[..., Any], args: tuple[Any, ...], suffix: str) -> Node:
-        node = self._parts.node
+        node = self._attention.node
         return self._editor.call(target, args, parent=node, suffix=suffix, before=node)
 
     def _view(self, source: Node, suffix: str, shape: tuple[int, ...]) -> Node:
@@ -211,32 +158,31 @@ class _Writer:
         return self._buffer("scale", torch.tensor([value], dtype=torch.float32))
 
     def _buffer(self, name: str, value: Tensor) -> Node:
-        site = edges.require_site(self._parts.node)
+        site = edges.require_site(self._attention.node)
         base = f"{site.fqn + '.' if site.fqn else ''}attention_{site.index}_{name}"
         return self._editor.add_buffer(base, value)
 
-    def _masked(self, scores: Node, heads: int, rows: int, length: int) -> Node:
-        parts = self._parts
-        if parts.mask is None and not parts.causal:
+    def _masked(self, scores: Node, apart: tuple[int, ...]) -> Node:
+        """Add the mask to the scores, viewed as `[..., H, T, S]`."""
+        call = self._attention
+        if call.attn_mask is None and not call.is_causal:
             return scores
-        mask = self._additive(rows, length)
-        shape = (-1, heads, rows, length) if len(parts.shape) == 4 else (-1, rows, length)
-        scores = self._view(scores, "heads", shape)
-        return self._call(_ATEN.add.Tensor, (scores, mask), "mask")
+        mask = self._additive(*apart[-2:])
+        return self._call(_ATEN.add.Tensor, (self._view(scores, "heads", apart), mask), "mask")
 
     def _additive(self, rows: int, length: int) -> Node:
         """Return the mask as numbers that are added to the scores."""
-        parts = self._parts
-        if parts.mask is None:
+        call = self._attention
+        if call.attn_mask is None:
             kept = torch.ones(rows, length, dtype=torch.bool).tril()
             return self._buffer("causal", torch.where(kept, 0.0, MASKED))
-        stored = self._editor.tensor(parts.mask)
+        stored = self._editor.tensor(call.attn_mask)
         if stored is not None:
             added = torch.where(stored, 0.0, MASKED) if stored.dtype == torch.bool else stored
             return self._buffer("mask", added.float().clamp(min=MASKED))
-        if parts.mask.meta["val"].dtype != torch.bool:
-            return parts.mask
-        return self._call(_ATEN.where.Scalar, (parts.mask, 0.0, MASKED), "added")
+        if call.attn_mask.meta["val"].dtype != torch.bool:
+            return call.attn_mask
+        return self._call(_ATEN.where.Scalar, (call.attn_mask, 0.0, MASKED), "added")
 
 
 def _order(node: Node, rank: int) -> list[int]:

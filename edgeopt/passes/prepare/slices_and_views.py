@@ -1,11 +1,8 @@
-"""Write splits, selections and squeezes as slices and views."""
+"""Write selections and squeezes as slices and views."""
 
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +15,6 @@ from edgeopt.program import ProgramEditor
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 
 _ATEN = torch.ops.aten
-_SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
 _RESHAPES = frozenset({"squeeze", "unsqueeze"})
 
 
@@ -30,11 +26,11 @@ class SlicesAndViewsConfig:
 class SlicesAndViews(Pass[SlicesAndViewsConfig]):
     """Replace operators that only pick or reshape by `slice` and `reshape`.
 
-    XNNPACK has a kernel for a slice and for a reshape, and none for split, unbind, select, squeeze
-    or unsqueeze: each of those would be a copy outside the delegate, and cut it in two.
+    XNNPACK has a kernel for a slice and for a reshape, and none for select, squeeze or unsqueeze:
+    each of those would be a copy outside the delegate, and cut it in two. Splits have become
+    slices and selections by `slice_splits`.
 
-    Before: `getitem(chunk(x, 3, -1), 1)`. After: `slice(x, -1, d, 2 * d)`.
-    Before: `select(x, 0, 1)`, `getitem(unbind(x, 0), 1)`. After: `reshape(slice(x, 0, 1, 2))`.
+    Before: `select(x, 0, 1)`. After: `reshape(slice(x, 0, 1, 2))`.
     Before: `squeeze(x, 1)`, `unsqueeze(x, 1)`. After: `reshape(x)`.
 
     Skipped where the dimension that is cut is dynamic, or more than one other is.
@@ -57,9 +53,7 @@ class SlicesAndViews(Pass[SlicesAndViewsConfig]):
                 if node.op != "call_function":
                     continue
                 name = operator_name(node)
-                if name in _SPLITS:
-                    reason = _split(editor, node, name)
-                elif name == "select":
+                if name == "select":
                     reason = _select(editor, node)
                 elif name in _RESHAPES:
                     reason = _reshape(editor, node)
@@ -74,40 +68,6 @@ class SlicesAndViews(Pass[SlicesAndViewsConfig]):
         if not changes:
             programs = dict(state.carrier_programs)
         return PassResult(state.with_programs(programs), changes, skipped)
-
-
-def _split(editor: ProgramEditor, node: Node, name: str) -> str:
-    source = node.args[0]
-    parts = list(node.users)
-    assert isinstance(source, Node)
-    if any(part.target is not operator.getitem for part in parts):
-        return "something reads the parts as one list"
-    value: Tensor = source.meta["val"]
-    default = 0
-    dim = int(_argument(node, 1 if name == "unbind" else 2, "dim", default)) % value.dim()
-    size = value.shape[dim]
-    if not isinstance(size, int):
-        return "the dimension that it cuts is dynamic"
-    made: Sequence[Any] = node.meta["val"]
-    lengths = [1] * len(made) if name == "unbind" else [int(part.shape[dim]) for part in made]
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    if name == "unbind" and any(_shape(part) is None for part in made):
-        return "more than one other dimension is dynamic"
-    for part in parts:
-        index = int(part.args[1])  # type: ignore[arg-type]
-        cut = editor.call(
-            _ATEN.slice.Tensor,
-            (source, dim, starts[index], starts[index] + lengths[index]),
-            parent=part,
-            suffix="slice",
-            before=part,
-        )
-        if name == "unbind":
-            cut = _reshaped(editor, cut, part)
-        part.replace_all_uses_with(cut)
-        editor.graph.erase_node(part)
-    editor.graph.erase_node(node)
-    return ""
 
 
 def _select(editor: ProgramEditor, node: Node) -> str:
@@ -154,9 +114,3 @@ def _shape(value: Tensor) -> list[int] | None:
     """Return the sizes with -1 for a dynamic one, or None where there are several."""
     sizes = [size if isinstance(size, int) else -1 for size in value.shape]
     return sizes if sizes.count(-1) <= 1 else None
-
-
-def _argument(node: Node, index: int, name: str, default: Any) -> Any:
-    if len(node.args) > index:
-        return node.args[index]
-    return node.kwargs.get(name, default)
