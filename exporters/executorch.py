@@ -435,7 +435,7 @@ def _check_weights(
         kept = (
             located.file.channel_scales(filter_)
             if filter_.scales_key
-            else np.float32([filter_.scale])
+            else np.asarray([filter_.scale], np.float32)
         )
         if not np.array_equal(kept, scales):
             raise ExportError(f"{where}: {fqn} has other scales in the file")

@@ -26,7 +26,6 @@ from edgeopt import edges, program
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.edges import operator_name
 from edgeopt.exporters import executorch_lowering as lowering
-from edgeopt.exporters.executorch_file import read_file
 from edgeopt.integer import kernels
 from edgeopt.integer.arithmetic import XNNPACK, Arithmetic
 from edgeopt.integer.kernels import Grid, Window
@@ -80,6 +79,10 @@ def prove(
         outputs = _run(probed, method, list(inputs.values()))
     count = len(outputs) - len(probes)
     values = dict(zip(probes, outputs[count:], strict=True))
+    placeholders = {n.name: n for n in fixed.graph.nodes if n.op == "placeholder"}
+    given = [placeholders[name] for name in program.user_input_names(fixed)]
+    shown = [n for n in given if isinstance(n.meta.get("val"), Tensor)]
+    values |= dict(zip(shown, inputs.values(), strict=True))
     proof = _Proof(fixed, values, arithmetic)
     proof.judge()
     result = proof.result(artifact)
@@ -179,7 +182,7 @@ def _lowered(exported: ExportedProgram, probes: list[Node], tensors: list[Tensor
     return lowering.lower({"forward": decomposed}, {}, ABOUT).data
 
 
-class _Unproven(Exception):  # noqa: N818  (no error: the executor lacks this form)
+class _Unproven(Exception):
     """A form of an operator that the executor does not compute."""
 
 
@@ -248,7 +251,7 @@ class _Proof:
             assert isinstance(source, Node)
             floats = self._values.get(source)
             if floats is None:
-                raise _Unproven  # an input of the program
+                raise _Unproven
             return kernels.quantize(floats, out, self.arithmetic)
         codes = _HANDLERS[operator_name(producer)](self, producer, out)
         node = quantize.args[0]

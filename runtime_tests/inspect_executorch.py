@@ -20,17 +20,20 @@ from edgeopt.exporters.executorch_file import (
     XnnNode,
     read_file,
 )
-from edgeopt.results import MemoryResult, OperatorRow, SizeRow
-from edgeopt.runtime_tests.base import Runner
+from edgeopt.results import MemoryResult, OperatorRow, ProofResult, SizeRow
+from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 from edgeopt.target import Target
 
 if TYPE_CHECKING:
-    pass
+    from torch.export import ExportedProgram
 
 OUTSIDE = "ExecuTorch CPU kernel"
+BOOKKEEPING = ("executorch_prim::", "aten::sym_")
+"""Sizes and views of dynamic shapes: numbers are computed, no tensor is read."""
 INSIDE = "XNNPACK"
 LARGEST_BUFFERS = 5
+SLOWEST_KERNELS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +77,13 @@ class Sites:
 
     def of_kernels(self, method: FileMethod) -> list[str]:
         """Return the address of each kernel outside the delegates, in order."""
-        listed = list(self.kernels.get(method.name, ()))
-        found = []
+        listed = self.kernels.get(method.name, ())
+        found, start = [], 0
         for kernel in method.kernels:
-            while listed and listed[0][0] != kernel.name:
-                listed.pop(0)  # a call that became no kernel
-            found.append(listed.pop(0)[1] if listed else "")
+            rest = range(start, len(listed))
+            at = next((i for i in rest if listed[i][0] == kernel.name), None)
+            found.append(listed[at][1] if at is not None else "")
+            start = at + 1 if at is not None else start
         return found
 
 
@@ -119,8 +123,23 @@ class ExecuTorchInspector(Inspector):
                 "kernels": _kernel_counts(file),
                 "outside": _outside(file, sites),
                 "memory_plan": {n: _memory_plan(m) for n, m in file.methods.items()},
+                **self._profile(folder / artifact.model_file.path, target),
             },
         )
+
+    def _profile(self, path: Path, target: Target) -> dict[str, Any]:
+        """Return where the time goes on this machine, if its runtime is here."""
+        from edgeopt.runtime_tests.executorch_profile import profile
+
+        if self.runner().unavailable() is not None:
+            return {}
+        kernels = profile(path, threads=target.protocol.threads)[:SLOWEST_KERNELS]
+        return {
+            "slowest_here": [
+                f"{k.kernel}: {k.calls} calls, {k.microseconds:.0f} us, {100 * k.share:.0f} %"
+                for k in kernels
+            ]
+        }
 
     def tensors(self, folder: Path, artifact: Artifact) -> FileTensors:
         from edgeopt.exporters.executorch_tensors import ExecuTorchTensors
@@ -138,6 +157,21 @@ class ExecuTorchInspector(Inspector):
             for name, dtype, size in stored_tensors(folder / artifact.model_file.path)
         )
 
+    def prove(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        inputs: Arrays,
+        programs: Mapping[str, ExportedProgram] | None = None,
+    ) -> ProofResult | None:
+        method = artifact.methods[0].name
+        if programs is None or method not in programs:
+            return None  # a file does not show its codes; its program does
+        from edgeopt.runtime_tests.executorch_proof import prove
+
+        path = folder / artifact.model_file.path
+        return prove(artifact.name, path, inputs, programs[method], method=method)
+
     def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
         from edgeopt.runtime_tests.executorch_runner import peak_memory
 
@@ -151,6 +185,8 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
     for step in method.steps:
         if isinstance(step, Kernel):
             kernel, site = next(outside)
+            if kernel.name.startswith(BOOKKEEPING):
+                continue
             yield OperatorRow(
                 artifact=artifact.name,
                 operator=kernel.name,
@@ -158,7 +194,7 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
                 precision=_float_type(kernel),
                 where=OUTSIDE,
                 macs=kernel.multiplications,
-                reason=reasons.get(site, "") or f"XNNPACK has no kernel for {kernel.name}",
+                reason=reasons.get(site, "") or f"XNNPACK does not take {kernel.name}",
             )
             continue
         graph = method.delegates[step].graph
@@ -224,7 +260,9 @@ def _outside(file: ExecuTorchFile, sites: Sites) -> dict[str, str]:
     for method in file.methods.values():
         reasons = sites.reasons.get(method.name, {})
         for kernel, site in zip(method.kernels, sites.of_kernels(method), strict=True):
-            why = reasons.get(site, "") or f"XNNPACK has no kernel for {kernel.name}"
+            if kernel.name.startswith(BOOKKEEPING):
+                continue
+            why = reasons.get(site, "") or f"XNNPACK does not take {kernel.name}"
             found.setdefault(site or kernel.name, why)
     return found
 

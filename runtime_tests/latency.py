@@ -352,10 +352,10 @@ def _one_block(
             for _ in range(warmup):
                 opened[int(i)].sample()
         order = [int(i) for _ in range(size) for i in random.permutation(count)]
-        timed = [opened[i] for i in order]
-        taken = timed[0].samples(timed)
+        calls = [opened[i] for i in order]
+        taken = calls[0].samples(calls)
         if taken is None:
-            taken = [call.sample() for call in timed]
+            taken = [call.sample() for call in calls]
         samples: list[list[float]] = [[] for _ in subjects]
         for i, ms in zip(order, taken, strict=True):
             samples[i].append(ms)

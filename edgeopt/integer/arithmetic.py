@@ -131,7 +131,7 @@ class Arithmetic:
 
 ORT_MLAS = Arithmetic("ort_mlas", RoundingMode.RNE_F32)
 XNNPACK = Arithmetic("xnnpack", RoundingMode.RNE_F32, elementwise=Elementwise.XNNPACK)
-"""XNNPACK's kernels with float32 rescale: x86, and 64-bit Arm for weights with a scale a channel."""
+"""XNNPACK's float32 rescale: x86, and 64-bit Arm for weights with one scale a channel."""
 
 
 def requantize(

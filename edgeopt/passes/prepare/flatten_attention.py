@@ -190,7 +190,7 @@ def _order(node: Node, rank: int) -> list[int]:
     if operator_name(node) == "permute":
         dims = node.args[1]
         assert isinstance(dims, (list, tuple))
-        return [int(d) % rank for d in dims]  # type: ignore[call-overload]
+        return [d % rank for d in dims if isinstance(d, int)]
     order = list(range(rank))
     first, second = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
     order[first], order[second] = order[second], order[first]
