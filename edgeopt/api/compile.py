@@ -25,7 +25,7 @@ from edgeopt.passes.capture.capture import dynamic_batch
 from edgeopt.pipeline import Pass, Pipeline
 from edgeopt.recipe import Recipe
 from edgeopt.reference import FloatReference
-from edgeopt.results import PassRow
+from edgeopt.results import PassRow, finite_db
 from edgeopt.state import ModelState, PassContext, PassRecord, Phase, Stage
 from edgeopt.target import DeviceProfile, Target, load_rules
 
@@ -173,7 +173,7 @@ def _row(record: PassRecord, branch: str) -> PassRow:
         config=record.config,
         changes=record.changes,
         skipped=record.skipped,
-        drift_db=record.drift_db,
+        drift_db=None if record.drift_db is None else finite_db(record.drift_db),
         seconds=record.seconds,
         notes=record.notes,
     )
