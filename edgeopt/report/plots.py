@@ -115,7 +115,8 @@ def ratio_plot(comparisons: Sequence[Comparison]) -> str:
     axes.set_xlim(low - 0.08 * room, high + 0.30 * room)
     axes.set_ylim(-0.55, len(comparisons) - 0.45)
     axes.set_yticks([float(len(comparisons) - 1 - i) for i in range(len(comparisons))])
-    axes.set_yticklabels([f"{_short(c.candidate)} / {_short(c.baseline)}" for c in comparisons])
+    pairs = [f"{_short(c.candidate, 24)} / {_short(c.baseline, 24)}" for c in comparisons]
+    axes.set_yticklabels(pairs)
     axes.set_xlabel("ratio of latencies; under 1 is faster; the band is the noise", color=_MUTED)
     return _svg(figure, "ratio")
 
