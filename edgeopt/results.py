@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+EXACT_DB = 300.0
+"""Stands for the SNR of equal outputs: JSON has no infinity."""
 
 
 class Verdict(enum.Enum):
@@ -322,7 +324,8 @@ class DriftRow:
 
     Attributes:
         site: The operator's address; pass it to `--keep-float`.
-        snr_db: SNR of its output, quantized program against float, at the same evaluation inputs.
+        snr_db: SNR of its output, quantized program against float, at the same evaluation inputs;
+            `EXACT_DB` where they are equal.
         own_snr_db: SNR of the layer's output with only this layer quantized, at float inputs.
         rank: 1 is the worst of its target.
         target: Whose quantized program it is; empty in reports older than this field.
@@ -341,7 +344,18 @@ class DriftRow:
 
 @dataclasses.dataclass(frozen=True)
 class PassRow:
-    """One pass as it ran."""
+    """One pass as it ran.
+
+    Attributes:
+        name: The pass.
+        branch: The target, or `trunk`.
+        config: Its options.
+        changes: Site -> what it changed.
+        skipped: Site -> why not.
+        drift_db: SNR of the outputs against those before, `EXACT_DB` where equal, or None.
+        seconds: How long it took.
+        notes: What else it says.
+    """
 
     name: str
     branch: str
@@ -531,6 +545,11 @@ class Measured:
     command: str = ""
     layers: tuple[str, ...] = ()
     schema: int = SCHEMA_VERSION
+
+
+def finite_db(snr_db: float) -> float:
+    """Return an SNR within plus and minus `EXACT_DB`."""
+    return max(-EXACT_DB, min(EXACT_DB, snr_db))
 
 
 def combine(verdicts: list[Verdict]) -> Verdict:

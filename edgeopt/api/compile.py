@@ -24,7 +24,7 @@ from edgeopt.passes import by_name
 from edgeopt.pipeline import Pass, Pipeline
 from edgeopt.recipe import Recipe
 from edgeopt.reference import FloatReference, leaves
-from edgeopt.results import PassRow
+from edgeopt.results import PassRow, finite_db
 from edgeopt.state import FORWARD, ModelState, PassContext, PassRecord, Phase, Stage
 from edgeopt.target import DeviceProfile, Target, load_rules
 from edgeopt.trees import BATCH, Dimension, export_shapes
@@ -188,7 +188,7 @@ def _row(record: PassRecord, branch: str) -> PassRow:
         config=record.config,
         changes=record.changes,
         skipped=record.skipped,
-        drift_db=record.drift_db,
+        drift_db=None if record.drift_db is None else finite_db(record.drift_db),
         seconds=record.seconds,
         notes=record.notes,
     )

@@ -11,7 +11,7 @@ from torch.fx import Interpreter, Node
 
 from edgeopt import edges, program
 from edgeopt.reference import snr_db
-from edgeopt.results import DriftRow
+from edgeopt.results import DriftRow, finite_db
 from edgeopt.state import Batch
 from edgeopt.verify_graph import weighted_operands
 
@@ -45,8 +45,8 @@ def rank(
             (
                 depth,
                 edges.require_site(node).address,
-                snr_db([exact], [quant_watch.outputs[site_id]]),
-                snr_db([exact], [own]),
+                finite_db(snr_db([exact], [quant_watch.outputs[site_id]])),
+                finite_db(snr_db([exact], [own])),
             )
         )
     rows.sort(key=lambda row: row[3])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 from collections.abc import Iterable, Sequence
 
-from edgeopt.report.words import number
-from edgeopt.results import BuildReport, DriftRow
+from edgeopt.report.words import decibels
+from edgeopt.results import EXACT_DB, BuildReport, DriftRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,23 +120,23 @@ def _ranked_words(rows: Sequence[DriftRow]) -> str:
     worst = rows[0]
     value = worst.snr_db if worst.own_snr_db is None else worst.own_snr_db
     how = "in the quantized program" if worst.own_snr_db is None else "with only it quantized"
-    return f"The worst is {worst.site}: {number(value, 1)} dB {how}."
+    return f"The worst is {worst.site}: {decibels(value)} {how}."
 
 
 def _along_words(name: str, rows: Sequence[DriftRow]) -> str:
     """Say where a line starts, ends and lies lowest."""
-    finite = [row for row in rows if math.isfinite(row.snr_db)]
+    finite = [row for row in rows if abs(row.snr_db) < EXACT_DB]
     if not finite:
         return f"{name or 'The program'}: no layer's output differs from float."
     first, last = finite[0], finite[-1]
     lowest = min(finite, key=lambda row: row.snr_db)
     words = (
-        f"{name or 'The program'}: from {number(first.snr_db, 1)} dB at the first layer "
-        f"to {number(last.snr_db, 1)} dB at the last"
+        f"{name or 'The program'}: from {decibels(first.snr_db)} at the first layer "
+        f"to {decibels(last.snr_db)} at the last"
     )
     if lowest is last:
         return f"{words}, which is the lowest."
-    return f"{words}; lowest at {lowest.site}, {number(lowest.snr_db, 1)} dB."
+    return f"{words}; lowest at {lowest.site}, {decibels(lowest.snr_db)}."
 
 
 def _keep_float(report: BuildReport, site: str) -> str:

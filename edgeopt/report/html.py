@@ -30,6 +30,7 @@ def render(report: BuildReport) -> str:
     environment.filters.update(
         bytes=words.size,
         count=words.count,
+        decibels=words.decibels,
         kind=words.kind,
         number=words.number,
         significant=words.significant,

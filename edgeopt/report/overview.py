@@ -119,9 +119,8 @@ def _samples(found: AccuracyResult) -> str:
 def _int8(report: BuildReport, artifact: ArtifactRow) -> Figure:
     said = report.compile.get(artifact.name, {})
     parts = []
-    delegated = said.get("delegated_share")
-    if _is_number(delegated):
-        parts.append(f"{share(delegated)} delegated")
+    if _is_number(said.get("delegated_share")):
+        parts.append(f"{share(said['delegated_share'])} delegated")
     for key, noun in (("partitions", "partition"), ("fused_attentions", "fused attention")):
         if _is_number(said.get(key)):
             parts.append(count(int(said[key]), noun))

@@ -15,7 +15,9 @@ FALLBACK = ("cpu", "portable")
 OFF = "off"
 MOST_MARKS = 600
 SMALLEST_MARK = 0.6
-MOST_MARGIN = 35.0
+"""Percent of the strip that an operator without multiplications takes."""
+MOST_FOR_SMALLEST = 35.0
+"""Percent of the strip that such floors take together at most."""
 MOST_NAMES = 6
 _KINDS = {
     "int8": "INT8",
@@ -181,7 +183,7 @@ def _strip(
     groups = _groups(rows, kinds)
     macs = [sum(row.macs for row in group) for group, _ in groups]
     total = sum(macs)
-    smallest = min(SMALLEST_MARK, MOST_MARGIN / len(groups)) if total else 100 / len(groups)
+    smallest = min(SMALLEST_MARK, MOST_FOR_SMALLEST / len(groups)) if total else 100 / len(groups)
     rest = 100 - smallest * len(groups)
     widths = [smallest + (rest * amount / total if total else 0) for amount in macs]
     marks = [Mark(k, width, _title(of)) for (of, k), width in zip(groups, widths, strict=True)]
@@ -212,9 +214,9 @@ def _title(rows: Sequence[OperatorRow]) -> str:
             f"{first.site} to {rows[-1].site}\n{len(rows)} operators: "
             f"{', '.join(names[:MOST_NAMES])}{more}\n{quantity(macs)} MACs, on {first.where}"
         )
-    macs = f", {quantity(first.macs)} MACs" if first.macs else ""
+    work = f", {quantity(first.macs)} MACs" if first.macs else ""
     reason = f"\n{first.reason}" if first.reason else ""
-    return f"{first.site}\n{first.operator}, {first.precision}{macs}\non {first.where}{reason}"
+    return f"{first.site}\n{first.operator}, {first.precision}{work}\non {first.where}{reason}"
 
 
 def _stretches(sites: Sequence[str], widths: Sequence[float]) -> tuple[Stretch, ...]:

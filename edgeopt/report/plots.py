@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.report.drift import Profile
 from edgeopt.report.printable import printable
 from edgeopt.report.words import number, stage
-from edgeopt.results import AccuracyResult, Comparison, DriftRow, LatencyResult
+from edgeopt.results import EXACT_DB, AccuracyResult, Comparison, DriftRow, LatencyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +115,8 @@ def ratio_plot(comparisons: Sequence[Comparison]) -> str:
     axes.set_xlim(low - 0.08 * room, high + 0.30 * room)
     axes.set_ylim(-0.55, len(comparisons) - 0.45)
     axes.set_yticks([float(len(comparisons) - 1 - i) for i in range(len(comparisons))])
-    axes.set_yticklabels([f"{_short(c.candidate)} / {_short(c.baseline)}" for c in comparisons])
+    pairs = [f"{_short(c.candidate, 24)} / {_short(c.baseline, 24)}" for c in comparisons]
+    axes.set_yticklabels(pairs)
     axes.set_xlabel("ratio of latencies; under 1 is faster; the band is the noise", color=_MUTED)
     return _svg(figure, "ratio")
 
@@ -137,7 +138,7 @@ def drop_plot(results: Sequence[AccuracyResult], maximum: float | None, name: st
         high = drop if result.drop_high is None else result.drop_high
         axes.plot([low, high], [y, y], color=_INT8, linewidth=3.0, alpha=0.55)
         axes.plot([drop], [y], marker="o", markersize=6, color=_INT8)
-        ends += _finite([low, high, drop])
+        ends += [low, high, drop]
     axes.axvline(0.0, color=_MUTED, linewidth=1.0)
     if maximum is not None:
         axes.axvline(maximum, color=_FAIL, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -170,8 +171,8 @@ def profile_plot(profile: Profile) -> str:
     for index, line in enumerate(profile.lines):
         colour = _LINES[index % len(_LINES)]
         marker = _LINE_MARKERS[index % len(_LINE_MARKERS)]
-        values = [value if math.isfinite(value) else math.nan for value in line.snr_db]
-        own = [math.nan if v is None or not math.isfinite(v) else v for v in line.own_snr_db]
+        values = [_shown(value) for value in line.snr_db]
+        own = [_shown(value) for value in line.own_snr_db]
         axes.plot(line.places, own, color=colour, linewidth=1.0, alpha=0.55, linestyle=(0, (3, 3)))
         axes.plot(
             line.places,
@@ -217,7 +218,12 @@ def _stage_starts(sites: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def _finite(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
+    return [value for value in values if value is not None and abs(value) < EXACT_DB]
+
+
+def _shown(value: float | None) -> float:
+    """Return an SNR, or NaN, which draws nothing, where nothing or everything differs."""
+    return math.nan if value is None or abs(value) >= EXACT_DB else value
 
 
 def _called(result: LatencyResult) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgeopt.results import EXACT_DB
+
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -36,6 +38,13 @@ def quantity(value: float) -> str:
         if abs(value) >= least:
             return f"{value / least:.3g} {unit}"
     return f"{value:g}"
+
+
+def decibels(snr_db: float | None) -> str:
+    """Write an SNR, `exact` where nothing differs."""
+    if snr_db is None:
+        return "–"
+    return "exact" if snr_db >= EXACT_DB else f"{number(snr_db, 1)} dB"
 
 
 def share(part: float) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
+from edgeopt.files import parse, to_json
 from edgeopt.report import drift
-from edgeopt.results import BuildReport, DriftRow
+from edgeopt.report.words import decibels
+from edgeopt.results import BuildReport, DriftRow, finite_db
 
 
 def test_each_target_has_its_own_ranking(fake_report: BuildReport) -> None:
@@ -55,6 +58,12 @@ def test_the_lowest_layer_is_named() -> None:
     assert drift._along_words("t", rows) == (
         "t: from 30.0 dB at the first layer to 25.0 dB at the last; lowest at b, 20.0 dB."
     )
+
+
+def test_a_layer_without_any_error_survives_the_file() -> None:
+    row = DriftRow("a", finite_db(float("inf")), finite_db(float("-inf")), 1, "t", 1)
+    assert parse(json.loads(to_json(row)), DriftRow, where="x") == row
+    assert decibels(row.snr_db) == "exact"
 
 
 def test_methods_are_told_apart_only_where_there_are_several(fake_report: BuildReport) -> None:

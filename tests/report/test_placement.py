@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.report import placement, sizes
@@ -40,6 +40,7 @@ def row(where: str, precision: str = "int8", macs: int = 0) -> OperatorRow:
     return OperatorRow("qnn", "Gemm", "net.0.fc:linear#0", precision, where, macs)
 
 
+@settings(deadline=None)
 @given(rows=ROWS)
 def test_the_strip_is_whole(rows: list[OperatorRow]) -> None:
     off = placement.off_accelerator(rows, delegates=True)
