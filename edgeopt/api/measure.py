@@ -157,7 +157,7 @@ def structure(
     if artifact.format == "tensorrt" and compile_for:
         return _compiled(path, artifact, plain, compile_for, sizes if dynamic else {})
     if artifact.format == "onnx":
-        return _placed(path, artifact, plain)
+        return _placed(path, artifact, plain, sizes if dynamic else {})
     return plain
 
 
@@ -188,7 +188,9 @@ def _compiled(
     )
 
 
-def _placed(path: Path, artifact: Artifact, plain: Structure) -> Structure:
+def _placed(
+    path: Path, artifact: Artifact, plain: Structure, sizes: Mapping[str, tuple[int, ...]]
+) -> Structure:
     from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner, save_optimized
     from edgeopt.runtime_tests.ort_graph import placement
 
@@ -198,7 +200,14 @@ def _placed(path: Path, artifact: Artifact, plain: Structure) -> Structure:
     with tempfile.TemporaryDirectory() as work:
         optimized = Path(work) / "optimized.onnx"
         save_optimized(path, optimized)
-        placed = placement(artifact.name, path, optimized, tensor_map=artifact.tensor_map)
+        made = {
+            spec.name: np.ones(sizes[spec.name], spec.dtype)
+            for spec in artifact.methods[0].inputs
+            if sizes
+        }
+        placed = placement(
+            artifact.name, path, optimized, tensor_map=artifact.tensor_map, inputs=made or None
+        )
     return Structure(
         plain.macs,
         placed.int8_share,
