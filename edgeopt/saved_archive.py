@@ -15,6 +15,7 @@ import io
 import json
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -194,7 +195,9 @@ def _pickled_anew(data: bytes, path: Path, name: str) -> bytes:
     if not data:
         return data
     try:
-        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says it, in one line
+            value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # torch, zip and pickle readers each have errors of their own
         raise ModelError(
             f"{path}: {name} holds more than tensors in tuples, lists and dicts, or is damaged; "
