@@ -365,6 +365,7 @@ class ArtifactRow:
     macs: int
     int8_macs: float | None
     notes: tuple[str, ...] = ()
+    float_gemms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

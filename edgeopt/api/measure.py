@@ -186,4 +186,5 @@ def artifact_row(artifact: Artifact, found: Structure) -> ArtifactRow:
         macs=found.macs,
         int8_macs=found.int8_macs,
         notes=artifact.notes,
+        float_gemms=found.float_gemms,
     )
