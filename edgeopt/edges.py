@@ -189,7 +189,8 @@ def matches(pattern: str, address_text: str) -> bool:
 
     Without a colon the glob is matched against the FQN, and also selects everything below it:
     `blocks.0.attn` selects `blocks.0.attn.qkv:linear#0.in0`. With one, an absent index or port
-    matches any: `*.attn:softmax`, `*.mlp:.out`.
+    matches any: `*.attn:softmax`, `*.mlp:.out`. An operator that stands in for part of another one
+    also goes by its own name: `softmax` selects `scaled_dot_product_attention/softmax`.
     """
     fqn, _, rest = address_text.partition(":")
     want_fqn, colon, want_rest = pattern.partition(":")
@@ -200,6 +201,7 @@ def matches(pattern: str, address_text: str) -> bool:
     op, _, port = rest.partition(".")
     want_op, _, want_port = want_rest.partition(".")
     name = op.partition("#")[0]
-    return (
-        not want_op or fnmatch.fnmatchcase(op, want_op) or fnmatch.fnmatchcase(name, want_op)
-    ) and (not want_port or fnmatch.fnmatchcase(port, want_port))
+    names = (op, name, name.rpartition("/")[2])
+    return (not want_op or any(fnmatch.fnmatchcase(n, want_op) for n in names)) and (
+        not want_port or fnmatch.fnmatchcase(port, want_port)
+    )

@@ -46,12 +46,14 @@ class OperatorRule:
             floats, `sparse-int8` if only under an N:M contract.
         reads: `float` if its float kernel fuses with what feeds it, so that codes before it cost
             more than they save; `any` otherwise.
+        fuses: Activations that its kernel takes in, of those that are absorbed; `any` for all.
         note: Why; shown where the operator stays float.
     """
 
     compute: Compute
     output: str = "float"
     reads: str = "any"
+    fuses: tuple[str, ...] = ("any",)
     note: str = ""
 
     def __post_init__(self) -> None:

@@ -16,10 +16,12 @@ def exporter_for(format_: str) -> Exporter:
     Raises:
         ConfigError: If there is none; the nearest is suggested.
     """
+    from edgeopt.exporters.executorch import ExecuTorchExporter
     from edgeopt.exporters.onnx import OnnxExporter
     from edgeopt.exporters.tensorrt import TensorRTExporter
 
-    known: dict[str, type[Exporter]] = {e.format: e for e in (OnnxExporter, TensorRTExporter)}
+    exporters = (OnnxExporter, TensorRTExporter, ExecuTorchExporter)
+    known: dict[str, type[Exporter]] = {e.format: e for e in exporters}
     if format_ not in known:
         raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
     return known[format_]()
@@ -31,9 +33,11 @@ def inspector_for(format_: str) -> Inspector:
     Raises:
         ConfigError: If there is none; the nearest is suggested.
     """
+    from edgeopt.runtime_tests.inspect_executorch import ExecuTorchInspector
     from edgeopt.runtime_tests.inspect_onnx import OnnxInspector, TensorRTInspector
 
-    known: dict[str, type[Inspector]] = {i.format: i for i in (OnnxInspector, TensorRTInspector)}
+    inspectors = (OnnxInspector, TensorRTInspector, ExecuTorchInspector)
+    known: dict[str, type[Inspector]] = {i.format: i for i in inspectors}
     if format_ not in known:
         raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
     return known[format_]()

@@ -10,6 +10,12 @@ from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.legalize.integer_bias import IntegerBias
 from edgeopt.passes.legalize.symmetric_activations import SymmetricActivations
 from edgeopt.passes.legalize.unsigned_activations import UnsignedActivations
+from edgeopt.passes.prepare.decompose_attention import DecomposeAttention
+from edgeopt.passes.prepare.flatten_attention import FlattenAttention
+from edgeopt.passes.prepare.global_mean import GlobalMean
+from edgeopt.passes.prepare.slice_splits import SliceSplits
+from edgeopt.passes.prepare.slices_and_views import SlicesAndViews
+from edgeopt.passes.prepare.tensor_scalars import TensorScalars
 from edgeopt.passes.prune.prune_nm import PruneNM
 from edgeopt.passes.quantize.calibrate import Calibrate
 from edgeopt.passes.quantize.plan import PlanQuantization
@@ -20,6 +26,12 @@ ALL: tuple[type[Pass[Any]], ...] = (
     FoldBatchNorm,
     PruneNM,
     Capture,
+    DecomposeAttention,
+    FlattenAttention,
+    SliceSplits,
+    SlicesAndViews,
+    GlobalMean,
+    TensorScalars,
     PlanQuantization,
     Calibrate,
     Quantize,

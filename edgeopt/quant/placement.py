@@ -216,9 +216,12 @@ class Placer:
 
     def _tail(self, node: Node) -> Node:
         """Return the last activation that the producer's output range can express."""
+        fuses = self._rules.rule(operator_name(node)).fuses
         while len(node.users) == 1:
             (reader,) = node.users
             if reader.op != "call_function" or not self._absorbed(reader):
+                break
+            if "any" not in fuses and operator_name(reader) not in fuses:
                 break
             node = reader
         return node

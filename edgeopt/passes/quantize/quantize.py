@@ -242,6 +242,8 @@ class _Writer:
 def _clamp_bound(node: Node) -> float | None:
     if node.op == "call_function" and operator_name(node) == "hardtanh":
         return float(node.args[2]) if len(node.args) > 2 else 1.0  # type: ignore[arg-type]
+    if node.op == "call_function" and operator_name(node) == "relu6":
+        return 6.0
     return None
 
 
