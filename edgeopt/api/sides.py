@@ -205,7 +205,21 @@ def _read_file(place: Path, format_: str) -> tuple[tuple[Method, ...], tuple[str
 
         signature = read_signature(place)
         return (signature.method,), signature.external
-    return (Method("forward", (), ()),), ()  # its session tells inputs and outputs
+    if format_ == "executorch":
+        return _executorch_methods(place), ()
+    raise BundleError(f"{place}: a plain {format_} file does not tell its inputs; name its bundle")
+
+
+def _executorch_methods(place: Path) -> tuple[Method, ...]:
+    from edgeopt.exporters.executorch_file import FileTensor, read_file
+
+    def specs(tensors: tuple[FileTensor, ...]) -> tuple[IOSpec, ...]:
+        return tuple(
+            IOSpec("", t.dtype, ("batch", *t.shape[1:]) if t.dynamic else t.shape) for t in tensors
+        )
+
+    methods = read_file(place).methods
+    return tuple(Method(name, specs(m.inputs), specs(m.outputs)) for name, m in methods.items())
 
 
 def _entry(path: Path) -> FileEntry:
@@ -250,7 +264,9 @@ def _check_signature(ours: Side, theirs: Side) -> None:
     for name, method in one.items():
         for what in ("inputs", "outputs"):
             own, their = _specs(getattr(method, what)), _specs(getattr(other[name], what))
-            if own and their and own != their:
+            if not all(spec[0] for spec in (*own, *their)):  # a file without names
+                own, their = ([("", *spec[1:]) for spec in specs] for specs in (own, their))
+            if own != their:
                 raise BundleError(
                     f"{ours.place} and {theirs.place} are not the same program: {what} of {name} "
                     f"are {_shown(own)} and {_shown(their)}"

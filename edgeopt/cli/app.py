@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from edgeopt.cli.assets import assets
 from edgeopt.cli.bench import bench
 from edgeopt.cli.build import build
 from edgeopt.cli.catalogue import models, passes, profiles, recipes
@@ -29,6 +30,7 @@ for command in (
     verify,
     bench,
     gate,
+    assets,
     report,
     passes,
     profiles,

@@ -15,6 +15,13 @@ SCHEMAS = {
     "verify": ("edgeopt.results", "VerifyResult", "`verify --json`"),
     "bench": ("edgeopt.results", "BenchResult", "`bench --json`"),
     "gate": ("edgeopt.gating.results", "GateResult", "`gate --json`"),
+    "assets": ("edgeopt.app_assets.manifest", "AssetsResult", "`assets --json`"),
+    "app-manifest": ("edgeopt.app_assets.manifest", "AppManifest", "manifest.json of app assets"),
+    "golden": (
+        "edgeopt.app_assets.vectors",
+        "GoldenIndex",
+        "golden/MODEL/index.json of app assets",
+    ),
     "doctor": ("edgeopt.api.doctor", "DoctorResult", "`doctor --json`"),
     "manifest": ("edgeopt.artifact", "Manifest", "manifest.json of a bundle"),
     "measured": ("edgeopt.results", "Measured", "what the on-device script writes"),
