@@ -14,6 +14,7 @@ from edgeopt.artifact import Artifact
 from edgeopt.bundle import Bundle, read_contracts, read_golden
 from edgeopt.errors import BundleError, EdgeOptError, RuntimeUnavailable
 from edgeopt.results import Check, ContractResult, ProofResult, Verdict, VerifyResult, combine
+from edgeopt.runtime_tests.base import Arrays
 from edgeopt.state import no_progress
 
 GOLDEN_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
@@ -97,7 +98,7 @@ def _golden(bundle: Bundle, artifact: Artifact) -> list[Check]:
         got = session.run(artifact.methods[0].name, inputs)
     finally:
         session.close()
-    error = max(_error(wanted[key], got.get(key)) for key in wanted)
+    error = golden_error(wanted, got)
     allowed = GOLDEN_TOLERANCE[artifact.precision]
     return [
         Check(
@@ -106,6 +107,11 @@ def _golden(bundle: Bundle, artifact: Artifact) -> list[Check]:
             f"largest error {error:.3g} of the largest output, {allowed:g} is allowed",
         )
     ]
+
+
+def golden_error(wanted: Arrays, got: Arrays) -> float:
+    """Return the largest error as a share of the largest golden output; infinite if one lacks."""
+    return max(_error(wanted[key], got.get(key)) for key in wanted)
 
 
 def _error(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any] | None) -> float:
