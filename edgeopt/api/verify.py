@@ -12,7 +12,7 @@ from edgeopt.api import measure
 from edgeopt.api.formats import inspector_for
 from edgeopt.artifact import Artifact
 from edgeopt.bundle import Bundle, read_contracts, read_golden
-from edgeopt.errors import BundleError, EdgeOptError, RuntimeUnavailable
+from edgeopt.errors import BundleError, ConfigError, EdgeOptError, RuntimeUnavailable
 from edgeopt.results import Check, ContractResult, ProofResult, Verdict, VerifyResult, combine
 from edgeopt.runtime_tests.base import Arrays
 from edgeopt.state import no_progress
@@ -40,6 +40,12 @@ def run_verify(
     for artifact in bundle.manifest.artifacts:
         if artifact.model_file.path in damaged:
             continue  # told already; a damaged file may do anything to its reader
+        try:
+            inspector_for(artifact.format)
+        except ConfigError as failure:  # a bundle of a newer edgeopt
+            unavailable = True
+            checks.append(Check(f"run {artifact.name}", False, str(failure)))
+            continue
         progress(f"check {artifact.name}", 0, None)
         found, problem = _contracts(bundle, artifact)
         contracts += found
