@@ -88,6 +88,7 @@ class Artifact:
         tools: Name -> version of what wrote it.
         options: What the exporter was told.
         notes: What a user should know: islands, fallbacks, rewrites.
+        lengths: Dynamic dimension -> the size at which its products are counted; 1 if left out.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Artifact:
     tools: Mapping[str, str] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def model_file(self) -> FileEntry:
@@ -140,7 +142,7 @@ class Manifest:
 
     Attributes:
         edgeopt: Version that wrote it.
-        model: The model as named on the command line.
+        model: The model as named on the command line, and its adapters.
         profile: The profile's name.
         recipe: The recipe's name.
         build_key: Hash of source, recipe, profile, data, seed and tool versions.

@@ -80,12 +80,13 @@ def operator_name(node: Node) -> str:
     return name.split(".")[-1]
 
 
-def assign(graph: Graph, user_inputs: Mapping[str, str]) -> None:
+def assign(graph: Graph, user_inputs: Mapping[str, str], prefix: str = "") -> None:
     """Give every operator and user input of a freshly captured graph its site.
 
     Args:
         graph: The captured graph; its nodes' `meta["custom"]` is extended.
         user_inputs: Placeholder name -> name of the model's input.
+        prefix: Of the ids, so that those of several programs differ.
     """
     seen: Counter[tuple[str, str]] = Counter()
     serial = 0
@@ -98,7 +99,7 @@ def assign(graph: Graph, user_inputs: Mapping[str, str]) -> None:
             continue
         index = seen[fqn, op]
         seen[fqn, op] += 1
-        _set(node, Site(f"n{serial}", fqn, op, index))
+        _set(node, Site(f"{prefix}n{serial}", fqn, op, index))
         serial += 1
 
 
@@ -161,6 +162,14 @@ def derive(node: Node, parent: Node, suffix: str) -> None:
     _set(node, Site(f"{site.id}/{suffix}", site.fqn, f"{site.op}/{suffix}", site.index))
 
 
+def flat_arguments(node: Node) -> list[Any]:
+    """Return what a call takes, by port number; items of lists count singly."""
+    flat: list[Any] = []
+    for argument in node.args:
+        flat += list(argument) if isinstance(argument, (list, tuple)) else [argument]
+    return flat
+
+
 def by_id(graph: Graph) -> dict[str, Node]:
     """Map site ids to nodes."""
     found: dict[str, Node] = {}
@@ -189,7 +198,8 @@ def matches(pattern: str, address_text: str) -> bool:
 
     Without a colon the glob is matched against the FQN, and also selects everything below it:
     `blocks.0.attn` selects `blocks.0.attn.qkv:linear#0.in0`. With one, an absent index or port
-    matches any: `*.attn:softmax`, `*.mlp:.out`.
+    matches any: `*.attn:softmax`, `*.mlp:.out`. An operator that stands in for part of another one
+    also goes by its own name: `softmax` selects `scaled_dot_product_attention/softmax`.
     """
     fqn, _, rest = address_text.partition(":")
     want_fqn, colon, want_rest = pattern.partition(":")
@@ -200,6 +210,7 @@ def matches(pattern: str, address_text: str) -> bool:
     op, _, port = rest.partition(".")
     want_op, _, want_port = want_rest.partition(".")
     name = op.partition("#")[0]
-    return (
-        not want_op or fnmatch.fnmatchcase(op, want_op) or fnmatch.fnmatchcase(name, want_op)
-    ) and (not want_port or fnmatch.fnmatchcase(port, want_port))
+    names = (op, name, name.rpartition("/")[2])
+    return (not want_op or any(fnmatch.fnmatchcase(n, want_op) for n in names)) and (
+        not want_port or fnmatch.fnmatchcase(port, want_port)
+    )

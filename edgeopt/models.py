@@ -6,7 +6,7 @@ import copy as copying
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgeopt import trees
 from edgeopt.artifact import Preprocessing
 from edgeopt.data import Samples, as_samples
 from edgeopt.errors import ConfigError, ModelError, nearest
 from edgeopt.files import parse
 from edgeopt.reference import digest as weights_digest
 from edgeopt.reference import leaves
-from edgeopt.state import Batch
+from edgeopt.state import Batch, MethodExample
 from edgeopt.userfile import load_function, split_spec
 from edgeopt.weights import check_finite
 
 __all__ = ["LoadedModel", "check_finite", "from_module", "load_model", "weights_digest"]
 
-FORMS = "zoo:NAME, FILE.py:FACTORY or timm:NAME@WEIGHTS"
+FORMS = "zoo:NAME, FILE.py:FACTORY, hf:DIR, timm:NAME@WEIGHTS or FILE.pt2"
 AUTO = "auto"
 
 
@@ -49,6 +50,7 @@ class LoadedModel:
         calibration: The source's own calibration data, or None.
         evaluation: The source's own evaluation data, or None.
         metric: `top1`, `perplexity`, `FILE.py:FUNCTION`, or None: drift only.
+        methods: Further methods of the module, by name; files keep the shapes of their examples.
     """
 
     name: str
@@ -65,11 +67,19 @@ class LoadedModel:
     calibration: Samples | None = None
     evaluation: Samples | None = None
     metric: str | None = None
+    methods: Mapping[str, MethodExample] = dataclasses.field(default_factory=dict)
 
     @property
     def example(self) -> Batch:
         """The example inputs as one call."""
         return Batch(self.example_args, self.example_kwargs)
+
+    @property
+    def dimensions(self) -> list[dict[int, trees.Dimension]]:
+        """The free axes of each input, as the source declares them."""
+        return trees.free_dimensions(
+            self.example_args, self.example_kwargs, self.input_names, self.dynamic_shapes
+        )
 
     def data(self, value: Any, *, name: str = "data") -> Samples:
         """Open data for this model: a `--calib` or `--eval` argument, or a Python value.
@@ -95,7 +105,9 @@ def load_model(spec: str) -> LoadedModel:
     - `FILE.py:FACTORY`: calls the function, which runs the file's code. It returns a
       `LoadedModel`, a module and its example arguments, or a mapping with `module`,
       `example_args` and any other argument of `from_module`. Data may be given as there.
+    - `hf:DIR?OPTIONS`: a Transformers folder, see `edgeopt.transformers_models`.
     - `timm:NAME?OPTIONS@WEIGHTS`: see `edgeopt.timm_models`.
+    - `FILE.pt2`: a program that `torch.export.save` wrote, see `edgeopt.saved_programs`.
 
     Raises:
         ConfigError: If the form is not known.
@@ -112,12 +124,16 @@ def load_model(spec: str) -> LoadedModel:
 
         return load_timm(spec)
     if kind == "hf" and colon:
-        raise ConfigError(f"{spec}: Transformers folders are not supported; use {FORMS}")
+        from edgeopt.transformers_models import load_transformers
+
+        return load_transformers(spec)
     user = split_spec(spec)
     if user is not None:
         return _from_factory(*user, spec)
     if spec.endswith(".pt2"):
-        raise ConfigError(f"{spec}: saved programs are not supported; use {FORMS}")
+        from edgeopt.saved_programs import load_program
+
+        return load_program(spec)
     if spec.endswith(".py"):
         raise ConfigError(f"{spec}: say which function returns the model: {spec}:FACTORY")
     raise ConfigError(f"{spec}: not a model; use {FORMS}")
@@ -139,6 +155,7 @@ def from_module(
     calibration: Any = None,
     evaluation: Any = None,
     metric: str | None = AUTO,
+    methods: Mapping[str, Any] | None = None,
     copy: bool = True,
 ) -> LoadedModel:
     """Take a module as it is in memory. It is copied and never changed.
@@ -160,6 +177,7 @@ def from_module(
         evaluation: The same.
         metric: How answers are judged; `auto` is `top1` for `[B, classes]` outputs and whole
             number labels, else None.
+        methods: Further methods of the module: name -> example arguments, a tensor or a tuple.
         copy: False only where nobody else holds the module.
 
     Raises:
@@ -183,11 +201,12 @@ def from_module(
         example_args=example.args,
         example_kwargs=example.kwargs,
         dynamic_shapes=dynamic_shapes,
-        input_names=_fitting(input_names, _input_names(own, example), "input_names", where),
-        output_names=_fitting(output_names, _output_names(outputs), "output_names", where),
-        input_roles=_fitting(input_roles, _roles(own, example), "input_roles", where),
+        input_names=_fitting(input_names, _input_names(own.forward, example), "input_names", where),
+        output_names=_fitting(output_names, trees.output_names(outputs), "output_names", where),
+        input_roles=_fitting(input_roles, _roles(own.forward, example), "input_roles", where),
         preprocessing=preprocessing,
         labels=tuple(labels),
+        methods={n: _method(own, n, value, where) for n, value in (methods or {}).items()},
     )
     calib = None if calibration is None else loaded.data(calibration, name="calibration")
     evaluate = None if evaluation is None else loaded.data(evaluation, name="evaluation")
@@ -238,6 +257,22 @@ def _own(module: nn.Module, where: str, *, copy: bool) -> nn.Module:
     return module.to("cpu").float().eval().requires_grad_(False)
 
 
+def _method(module: nn.Module, name: str, example: Any, where: str) -> MethodExample:
+    """Run a further method on its example and name what it takes and gives."""
+    call = getattr(module, name, None)
+    if name == "forward" or not callable(call):
+        raise ModelError(f"{where}: methods: the module has no further method {name!r}")
+    args = _plain(example if isinstance(example, tuple) else (example,))
+    outputs = _run(call, Batch(args), f"{where}: method {name}")
+    batch = Batch(args)
+    return MethodExample(
+        args,
+        input_names=_input_names(call, batch),
+        output_names=trees.output_names(outputs),
+        input_roles=_roles(call, batch),
+    )
+
+
 def _plain(value: Any) -> Any:
     """Return example inputs on the CPU, floating ones as float32."""
 
@@ -273,7 +308,8 @@ def _example(module: nn.Module, example: Batch, where: str) -> tuple[Batch, Any]
     return (doubled, again) if fits else (example, outputs)
 
 
-def _run(module: nn.Module, example: Batch, where: str) -> Any:
+def _run(module: Callable[..., Any], example: Batch, where: str) -> Any:
+    trees.register_dataclasses((example.args, dict(example.kwargs)))
     if not leaves((example.args, example.kwargs)):
         raise ModelError(f"{where}: give example inputs that hold at least one tensor")
     try:
@@ -284,10 +320,17 @@ def _run(module: nn.Module, example: Batch, where: str) -> Any:
         raise ModelError(
             f"{where}: does not run on its example inputs: {type(failure).__name__}: {text}"
         ) from failure
-    found = leaves(outputs)
-    if not found:
+    found = trees.flatten(outputs)
+    for leaf in found:
+        if leaf.value is not None and not isinstance(leaf.value, Tensor):
+            raise ModelError(
+                f"{where}: output {leaf.label or 'of the model'} is {type(leaf.value).__name__}; "
+                "return tensors, in tuples, lists, mappings or dataclasses"
+            )
+    values = leaves(outputs)
+    if not values:
         raise ModelError(f"{where}: returns no tensor")
-    for value in found:
+    for value in values:
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(f"{where}: gives NaN or Inf on its example inputs")
     return outputs
@@ -304,36 +347,18 @@ def _fitting(given: Sequence[str], own: tuple[str, ...], what: str, where: str) 
     return names
 
 
-def _input_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
+def _input_names(call: Callable[..., Any], example: Batch) -> tuple[str, ...]:
     parameters = [
         p.name
-        for p in inspect.signature(module.forward).parameters.values()
+        for p in inspect.signature(call).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    names: list[str] = []
-    positional = [
-        parameters[index] if index < len(parameters) else f"input{index}"
-        for index in range(len(example.args))
-    ]
-    arguments = [*zip(positional, example.args, strict=True), *example.kwargs.items()]
-    for key, value in arguments:
-        count = len(leaves(value))
-        names += [key] if count == 1 else [f"{key}_{part}" for part in range(count)]
-    return tuple(names)
+    return trees.input_names(parameters, example.args, example.kwargs)
 
 
-def _output_names(outputs: Any) -> tuple[str, ...]:
-    found = leaves(outputs)
-    if isinstance(outputs, Mapping) and all(isinstance(v, Tensor) for v in outputs.values()):
-        return tuple(str(key) for key in outputs)
-    if len(found) == 1:
-        return ("output",)
-    return tuple(f"output{index}" for index in range(len(found)))
-
-
-def _roles(module: nn.Module, example: Batch) -> tuple[str, ...]:
+def _roles(call: Callable[..., Any], example: Batch) -> tuple[str, ...]:
     values = leaves((example.args, dict(example.kwargs)))
-    return tuple(map(_role, _input_names(module, example), values))
+    return tuple(map(_role, _input_names(call, example), values))
 
 
 def _role(name: str, value: Tensor) -> str:

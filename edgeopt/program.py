@@ -42,6 +42,15 @@ def user_input_names(program: ExportedProgram) -> tuple[str, ...]:
     )
 
 
+def tensor_input_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Return the placeholder names of those of the user's inputs that are tensors, in order."""
+    return tuple(
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
+    )
+
+
 def tensors(program: ExportedProgram) -> dict[str, Tensor]:
     """Map FQN to parameter, buffer or constant."""
     table: dict[str, Tensor] = {}

@@ -26,6 +26,8 @@ class Compute(enum.Enum):
         INTEGER: Has an integer kernel when every activation around it is quantized.
         FOLLOW: Moves codes without changing them; input and output share parameters.
         ABSORB: An activation that the producer's output range already expresses.
+        TABLE: Picks rows of its first input; where a weighted operator reads that table too (a
+            tied head), both read the same codes.
         FLOAT: Stays float.
     """
 
@@ -33,6 +35,7 @@ class Compute(enum.Enum):
     INTEGER = "integer"
     FOLLOW = "follow"
     ABSORB = "absorb"
+    TABLE = "table"
     FLOAT = "float"
 
 
@@ -46,12 +49,17 @@ class OperatorRule:
             floats, `sparse-int8` if only under an N:M contract.
         reads: `float` if its float kernel fuses with what feeds it, so that codes before it cost
             more than they save; `any` otherwise.
+        constants: Its kernel takes codes of a stored tensor too (a position embedding, the weight
+            of a normalization); they are quantized as activations are.
+        fuses: Activations that its kernel takes in, of those that are absorbed; `any` for all.
         note: Why; shown where the operator stays float.
     """
 
     compute: Compute
     output: str = "float"
     reads: str = "any"
+    constants: bool = False
+    fuses: tuple[str, ...] = ("any",)
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -75,9 +83,13 @@ class RuleSet:
         bias_bits: 32: the bias lies on its int32 grid.
         prepare: Passes that bring the float graph to the runtime's form before it is planned; the
             float yardstick gets them too.
+        whole_graph: What is not codes runs on another processor: inputs, outputs and what only
+            moves data are quantized as well, and every operator that stays float is named.
+        activation_bits: Other widths of activation codes that the kernels take; `plan` chooses.
         legalize: Passes that bring the quantized graph to the runtime's form, in order.
         weight_bits_without_vnni: On a CPU that saturates u8 x s8 products: use this width.
         accumulator_bits: Width of the integer accumulator.
+        wide_accumulator_bits: Its width where activations have more than 8 bits.
         source: Where the rules come from.
     """
 
@@ -88,11 +100,14 @@ class RuleSet:
     operators: Mapping[str, OperatorRule]
     legalize: tuple[str, ...]
     source: str
+    whole_graph: bool = False
+    activation_bits: tuple[int, ...] = ()
     isa: str = ""
     bias_bits: int = 32
     prepare: tuple[str, ...] = ()
     weight_bits_without_vnni: int = 7
     accumulator_bits: int = 32
+    wide_accumulator_bits: int = 32
     schema: int = SCHEMA_VERSION
 
     def rule(self, operator: str) -> OperatorRule:
@@ -146,6 +161,30 @@ class Sparsity:
     min_in: int
     min_out: int
     source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankRule:
+    """When two thin layers beat the one that they replace.
+
+    Attributes:
+        multiple: Ranks are multiples of this: the kernels' tile or alignment.
+        min_width: A layer with fewer inputs or outputs stays whole: a second launch, and a value
+            written and read between the two, cost more than they save.
+        saving: Least share of the multiply-accumulates that must go, 0 to 1.
+        source: Where the rule comes from.
+    """
+
+    multiple: int = 8
+    min_width: int = 0
+    saving: float = 0.0
+    source: str = "edgeopt's own default"
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or self.min_width < 0 or not 0 <= self.saving < 1:
+            raise ConfigError(
+                "low_rank: multiple is at least 1, min_width at least 0, saving from 0 to below 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,6 +322,7 @@ class DeviceProfile:
             shown with its machine and never gated.
         limits: Bounds that a build is judged by.
         sparsity: The N:M pattern that the kernels take, or None.
+        low_rank: When low-rank factors pay.
         facts: Numbers with their sources.
         unknown: What is not known about the device, in words.
         runs_here: How a machine is recognised as the device: `any-cpu`, `cuda-sm80`, ... or empty.
@@ -295,6 +335,7 @@ class DeviceProfile:
     stand_ins: tuple[Target, ...] = ()
     limits: tuple[Limit, ...] = ()
     sparsity: Sparsity | None = None
+    low_rank: LowRankRule = LowRankRule()
     facts: tuple[Fact, ...] = ()
     unknown: tuple[str, ...] = ()
     runs_here: str = ""

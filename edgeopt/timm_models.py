@@ -16,14 +16,13 @@ from edgeopt.data.load import preprocessing_options
 from edgeopt.data.pixels import check_preprocessing
 from edgeopt.errors import ConfigError, ModelError, nearest
 from edgeopt.models import LoadedModel, from_module
+from edgeopt.torchvision_operators import import_torchvision
 from edgeopt.weights import load_weights, read_weights
 
 FORM = "timm:NAME@WEIGHTS.safetensors"
 PICTURE_OPTIONS = ("resize", "crop", "mean", "std", "channels")
 # These would fetch or load weights in ways of their own.
 REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-
-_stubs: list[Any] = []
 
 
 def load_timm(spec: str) -> LoadedModel:
@@ -104,19 +103,12 @@ def _is_classifier(module: nn.Module) -> bool:
 def _import_timm() -> Any:
     """Import timm, also beside a torchvision that was built for another torch."""
     try:
+        import_torchvision()
         import timm
     except ModuleNotFoundError as failure:
         raise ConfigError(
             f"timm models need {failure.name}, which is not installed: pip install 'edgeopt[timm]'"
         ) from None
     except RuntimeError as failure:
-        if "torchvision::nms" not in str(failure):
-            raise ModelError(f"timm cannot be imported: {failure}") from failure
-        # timm imports torchvision, whose import fails where its compiled operators do not load;
-        # classifiers never call them, so declaring two of them is enough.
-        library: Any = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _stubs.append(library)
-        import timm
+        raise ModelError(f"timm cannot be imported: {failure}") from failure
     return timm

@@ -16,6 +16,7 @@ from torch.fx import Node
 from edgeopt import edges, program
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.quant.plan import Shared
+from edgeopt.quant.ranges import bias_code_limit
 from edgeopt.quant.reading import QuantNode, edge_of, quant_nodes, read
 from edgeopt.target import Compute, load_rules
 from edgeopt.verify import Row, Step, Violation
@@ -145,7 +146,8 @@ def qparams(step: Step) -> Iterator[Violation]:
         info = torch.iinfo(zero.dtype)
         low = info.min if found.qmin is None else found.qmin
         high = info.max if found.qmax is None else found.qmax
-        if bool((zero < low).any()) or bool((zero > high).any()):
+        codes = zero.to(torch.int64)  # torch compares no uint16
+        if bool((codes < low).any()) or bool((codes > high).any()):
             yield Violation("qparams", where, f"a zero point lies outside [{low}, {high}]")
         if found.params.axis is not None:
             value = found.node.args[0]
@@ -185,14 +187,20 @@ def allowed_by_target(step: Step) -> Iterator[Violation]:
         if row.spec is None:
             continue
         operator = row.address.rpartition(":")[2].partition("#")[0]
-        weighted = rules.rule(operator).compute is Compute.WEIGHTED
+        weighted = rules.rule(operator).compute in (Compute.WEIGHTED, Compute.TABLE)
         if row.role.value == "weight" and not weighted:
             yield Violation("target", row.address, f"{rules.name} has no integer {operator}")
         wish = rules.weight if row.role.value == "weight" else rules.activation
-        if row.role.value in ("weight", "input", "output") and (
-            row.spec.bits > wish.bits or row.spec.granularity is not wish.granularity
+        widths = (wish.bits,) if wish is rules.weight else (wish.bits, *rules.activation_bits)
+        if row.role.value in ("weight", "input", "output", "constant") and (
+            row.spec.bits > max(widths) or row.spec.granularity is not wish.granularity
         ):
             yield Violation("target", row.address, f"{row.spec} is not what {rules.name} takes")
+
+
+_MULTIPLY_BY_WEIGHT = frozenset(
+    {"linear"} | {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
+)
 
 
 def weighted_operands(
@@ -201,7 +209,7 @@ def weighted_operands(
     """Yield (operator, its input's dequantize, its weight's, weight codes, float bias or None)."""
     table, names = program.tensors(exported), program.tensor_names(exported)
     for node in exported.graph.nodes:
-        if node.op != "call_function" or len(node.args) < 2:
+        if node.op != "call_function" or edges.operator_name(node) not in _MULTIPLY_BY_WEIGHT:
             continue
         arguments = [a if isinstance(a, Node) else None for a in node.args[:3]]
         if arguments[0] is None or arguments[1] is None:
@@ -238,14 +246,15 @@ def bias_grid(step: Step) -> Iterator[Violation]:
             # float32 rounding of code * grid: half an ulp of a 24-bit code
             if off > 0.5 * 2.0**-23 * max(1.0, codes.abs().max().item()) * 4:
                 yield Violation("bias-grid", node.name, f"a bias lies {off:.3g} codes off its grid")
-            if codes.abs().max().item() > 2.0**24:
-                yield Violation("bias-grid", node.name, "a bias code exceeds 2^24")
+            limit = bias_code_limit(activation.codes_dtype)
+            if codes.abs().max().item() > limit:
+                yield Violation("bias-grid", node.name, f"a bias code exceeds {limit}")
 
 
 def accumulator(step: Step) -> Iterator[Violation]:
     """The accumulator cannot overflow: interval bound from the codes themselves."""
     plan = step.state.plan
-    bits = load_rules(plan.rules).accumulator_bits if plan is not None else 32
+    rules = load_rules(plan.rules) if plan is not None else None
     for _, exported in _programs(step):
         for node, activation, weight, codes, bias in weighted_operands(exported):
             zero = int(activation.params.zero_point.reshape(-1)[0])
@@ -257,6 +266,10 @@ def accumulator(step: Step) -> Iterator[Violation]:
             if bias is not None:
                 grid = activation.params.scale.double() * weight.params.scale.double()
                 bound = bound + (bias.double() / grid).abs()
+            bits = 32
+            if rules is not None:
+                wide = max(-low, high) > 255
+                bits = rules.wide_accumulator_bits if wide else rules.accumulator_bits
             if bound.max().item() >= 2.0 ** (bits - 1):
                 yield Violation(
                     "accumulator",

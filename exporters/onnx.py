@@ -163,9 +163,11 @@ def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedP
             return op.DequantizeLinear(codes, scale, zero_point)
         return op.DequantizeLinear(codes, scale, zero_point, axis=axis)
 
-    chatter = logging.getLogger("torch.onnx")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
+    # torch.onnx optimizes with onnxscript, which tells of every constant that it cannot fold
+    chatter = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in chatter]
+    for logger in chatter:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", FutureWarning)
@@ -182,7 +184,8 @@ def _to_onnx(exported: ExportedProgram, opset: int) -> tuple[ir.Model, ExportedP
             f"onnx: torch.onnx cannot write the program: {lines[0] if lines else 'no message'}"
         ) from failure
     finally:
-        chatter.setLevel(level)
+        for logger, level in zip(chatter, levels, strict=True):
+            logger.setLevel(level)
     assert result is not None
     assert result.exported_program is not None
     return result.model, result.exported_program
@@ -236,8 +239,10 @@ def _rewrite(model: ir.Model) -> tuple[dict[str, str], dict[str, ir.Value]]:
     """
     from edgeopt.exporters.onnx_rewrites.fold_pad import fold_pad
     from edgeopt.exporters.onnx_rewrites.fold_weight_transpose import fold_weight_transpose
+    from edgeopt.exporters.onnx_rewrites.gather_codes import gather_codes
     from edgeopt.exporters.onnx_rewrites.global_average_pool import global_average_pool
 
+    gather_codes(model)
     transforms = fold_weight_transpose(model)
     folded = fold_pad(model)
     global_average_pool(model)
@@ -291,24 +296,31 @@ def _name_interface(model: ir.Model, request: ExportRequest) -> None:
                 value.name = f"{value.name}_inside"
     for value, name in named:
         value.name = name
-    _name_batch(model)
+    _name_dimensions(model, request)
 
 
-def _name_batch(model: ir.Model) -> None:
-    """Call the symbol of a dynamic first dimension `batch`."""
+def _name_dimensions(model: ir.Model, request: ExportRequest) -> None:
+    """Call the symbols of dynamic dimensions as the user does, wherever they stand."""
     import onnx_ir as ir
 
-    leading = [value.shape[0] for value in model.graph.inputs if value.shape]
-    symbols = {str(size.value) for size in leading if not isinstance(size, int)}
-    if len(symbols) != 1:
+    names: dict[str, str] = {}
+    batch = ({0: "batch"},) * len(model.graph.inputs)
+    for value, wanted in zip(model.graph.inputs, request.dimensions or batch, strict=False):
+        for axis, name in wanted.items():
+            size = value.shape[axis] if value.shape is not None else 0
+            if not isinstance(size, int):
+                names.setdefault(str(size.value), name)
+    if not names:
         return
-    symbol = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    symbols = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
     for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
         if value.shape is None:
             continue
         value.shape = ir.Shape(
             [
-                size if isinstance(size, int) else symbol.sub("batch", str(size.value))
+                size
+                if isinstance(size, int)
+                else symbols.sub(lambda found: names[found[0]], str(size.value))
                 for size in value.shape
             ]
         )
@@ -322,7 +334,7 @@ def _name_codes(
     for source, at in edges.sites(exported.graph):
         edge = edge_of(source) if source.target is QUANTIZE else None
         if edge is not None:
-            operator = at.op.partition("/")[0]
+            operator = at.op.rpartition("/")[0]
             edge_at[at.address] = (str(edge), f"{at.fqn}:{operator}#{at.index}.{edge.port}")
     found: dict[str, str] = {}
     for node in model.graph:

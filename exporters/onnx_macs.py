@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +53,8 @@ def multiplications(
     import onnx
 
     model = onnx.load(path)
-    for value in model.graph.input:
-        for dim, size in zip(
-            value.type.tensor_type.shape.dim, (sizes or {}).get(value.name, ()), strict=False
-        ):
-            dim.dim_value = size
-    if sizes:  # recorded shapes name the dimensions that are now fixed
-        del model.graph.value_info[:]
+    if sizes:
+        _fix(model.graph, sizes)
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {i.name: tuple(i.dims) for i in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -70,6 +67,62 @@ def multiplications(
         for node in graph.node
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
     )
+
+
+def _fix(graph: Any, sizes: Mapping[str, Sequence[int]]) -> None:
+    """Put sizes in place of the names of dynamic dimensions, wherever they are recorded.
+
+    What no name determines is left to shape inference, which alone would not see through the
+    arithmetic on shapes that attention masks are made with.
+    """
+    known: dict[str, int] = {}
+    for value in graph.input:
+        for dim, size in zip(
+            value.type.tensor_type.shape.dim, sizes.get(value.name, ()), strict=False
+        ):
+            if dim.dim_param:
+                known[dim.dim_param] = size
+            dim.dim_value = size
+    for value in (*graph.value_info, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_param"):
+                continue
+            found = _evaluated(dim.dim_param, known)
+            dim.Clear()
+            if found is not None:
+                dim.dim_value = found
+
+
+_ARITHMETIC: Mapping[type, Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+
+
+def _evaluated(text: str, known: Mapping[str, int]) -> int | None:
+    """Return the value of a size such as `4*batch`, or None where it has none."""
+
+    def value(node: ast.AST) -> int | None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name):
+            return known.get(node.id)
+        function = _ARITHMETIC.get(type(node.op)) if isinstance(node, ast.BinOp) else None
+        if function is None:
+            return None
+        assert isinstance(node, ast.BinOp)
+        left, right = value(node.left), value(node.right)
+        division = isinstance(node.op, ast.FloorDiv)
+        if left is None or right is None or (division and right == 0):
+            return None
+        return function(left, right)
+
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, RecursionError, ValueError):
+        return None
 
 
 def _product(

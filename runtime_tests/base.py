@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,10 @@ class Session(Protocol):
         """Run one method; outputs by name, in the file's order."""
         ...
 
+    def example_inputs(self, method: str, *, seed: int = 0) -> Arrays:
+        """Make inputs that a method takes: normal floats, zero integers, 1 for a dynamic size."""
+        ...
+
     def reset(self) -> None:
         """Forget all state."""
         ...
@@ -42,6 +46,23 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free what the session holds."""
+        ...
+
+
+@runtime_checkable
+class RemoteSession(Session, Protocol):
+    """A session in another process, which takes times itself: a message would be part of them."""
+
+    def prepare(self, method: str, inputs: Arrays) -> None:
+        """Keep the inputs of the calls that `timed` makes."""
+        ...
+
+    def holds(self, sessions: Sequence[Self]) -> bool:
+        """Say whether this session's process holds all of them."""
+        ...
+
+    def timed(self, order: Sequence[Self]) -> list[float]:
+        """Make one prepared call of each session, in this order, and return milliseconds."""
         ...
 
 

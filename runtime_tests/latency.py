@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgeopt.results import Comparison, LatencyResult, Pace, Percentile
-from edgeopt.runtime_tests.base import Arrays, LoadOptions, Runner, Session
+from edgeopt.runtime_tests.base import Arrays, LoadOptions, RemoteSession, Runner, Session
 from edgeopt.runtime_tests.machine import machine
 from edgeopt.target import Protocol as LatencyProtocol
 
@@ -36,6 +36,14 @@ class Timed(Protocol):
 
     def sample(self) -> float:
         """Make one call and return how long it took, in milliseconds."""
+        ...
+
+    def samples(self, order: Sequence[Timed]) -> list[float] | None:
+        """Make one call of each, in this order, where one other process holds them all.
+
+        That process takes the times, without a message between two calls. None where this one
+        holds them.
+        """
         ...
 
     def close(self) -> None:
@@ -83,10 +91,32 @@ class _TimedSession:
     method: str
     inputs: Arrays
 
+    def samples(self, order: Sequence[Timed]) -> list[float] | None:
+        return None
+
     def sample(self) -> float:
         start_ns = time.perf_counter_ns()
         self.session.run(self.method, self.inputs)
         return (time.perf_counter_ns() - start_ns) / 1e6
+
+    def close(self) -> None:
+        self.session.close()
+
+
+@dataclasses.dataclass
+class _RemotelyTimed:
+    """A session in another process, which takes the times."""
+
+    session: RemoteSession
+
+    def sample(self) -> float:
+        (taken,) = self.session.timed([self.session])
+        return taken
+
+    def samples(self, order: Sequence[Timed]) -> list[float] | None:
+        remote = [timed.session for timed in order if isinstance(timed, _RemotelyTimed)]
+        together = len(remote) == len(order) and self.session.holds(remote)
+        return self.session.timed(remote) if together else None
 
     def close(self) -> None:
         self.session.close()
@@ -111,7 +141,11 @@ def subject(
     paths = tuple(files)
 
     def load() -> Timed:
-        return _TimedSession(runner.load(paths, options), method, inputs)
+        session = runner.load(paths, options)
+        if not isinstance(session, RemoteSession):
+            return _TimedSession(session, method, inputs)
+        session.prepare(method, inputs)
+        return _RemotelyTimed(session)
 
     return Subject(artifact, runner.version(), load, method, stand_in)
 
@@ -317,10 +351,14 @@ def _one_block(
         for i in random.permutation(count):
             for _ in range(warmup):
                 opened[int(i)].sample()
+        order = [int(i) for _ in range(size) for i in random.permutation(count)]
+        calls = [opened[i] for i in order]
+        taken = calls[0].samples(calls)
+        if taken is None:
+            taken = [call.sample() for call in calls]
         samples: list[list[float]] = [[] for _ in subjects]
-        for _ in range(size):
-            for i in random.permutation(count):
-                samples[i].append(opened[int(i)].sample())
+        for i, ms in zip(order, taken, strict=True):
+            samples[i].append(ms)
         return samples
     finally:
         for timed in opened.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,8 +65,9 @@ def resolve_metric(spec: str | Callable[..., Any] | Metric | None) -> Metric | N
     Args:
         spec: `top1`, `perplexity`, `none`, `FILE.py:FUNCTION` (which runs the file's code), or
             the function itself. It is called with the outputs of some samples (a list of arrays
-            `[B, ...]`) and their labels (`[B, ...]` or None) and returns one number a sample, or
-            one number for all of them. Higher is better unless it has a true attribute
+            `[B, ...]`), their labels (`[B, ...]` or None) and, if it takes a parameter `inputs`,
+            their inputs (a list of arrays), and returns one number a sample, or one number for all
+            of them. Higher is better unless it has a true attribute
             `lower_is_better`; an attribute `unit` is printed after the values.
 
     Raises:
@@ -153,9 +155,15 @@ def _perplexity(means: Array) -> Array:
 
 
 def _user_metric(function: Callable[..., Any], name: str) -> Metric:
+    try:
+        takes_inputs = "inputs" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin has no signature
+        takes_inputs = False
+
     def columns(outputs: Outputs, batch: LabelledBatch) -> Array | float:
         labels = None if batch.labels is None else batch.labels.numpy()
-        found = function(list(outputs), labels)
+        more = {"inputs": [value.numpy() for value in batch.inputs]} if takes_inputs else {}
+        found = function(list(outputs), labels, **more)
         try:
             scores = np.asarray(found, dtype=np.float64)
         except (TypeError, ValueError):

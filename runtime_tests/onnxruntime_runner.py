@@ -67,7 +67,7 @@ class OnnxRuntimeSession:
         """
         raise BundleError(f"{self._where}: has no adapter {adapter!r} to bind")
 
-    def example_inputs(self, *, seed: int = 0) -> Arrays:
+    def example_inputs(self, method: str = "forward", *, seed: int = 0) -> Arrays:
         """Make inputs that the file takes: normal floats, zero integers, 1 for a dynamic size.
 
         Raises:

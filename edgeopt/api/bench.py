@@ -1,4 +1,4 @@
-"""Latency of a bundle or of a plain ONNX file, alone or against another, on this machine."""
+"""Latency of a bundle or of a plain model file, alone or against another, on this machine."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeopt.api.formats import SUFFIXES, inspector_for
 from edgeopt.bundle import Bundle
 from edgeopt.errors import BundleError, RuntimeUnavailable
 from edgeopt.results import BenchResult
 from edgeopt.state import no_progress
 from edgeopt.target import Protocol
 
-FORMAT = "onnx"
-
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """What is timed: its name in the result, the file, the program's method, its inputs."""
+    """What is timed: its name in the result, format, file, the program's method, its inputs."""
 
     name: str
+    format: str
     path: Path
     method: str
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run_bench(
@@ -36,11 +36,11 @@ def run_bench(
 ) -> BenchResult:
     """Time `path`; with `against`, time both interleaved and judge the ratio.
 
-    A bundle stands for its first ONNX artifact. Floating inputs are random numbers, integer inputs
-    zeros, and a dynamic dimension is 1.
+    A bundle stands for its first artifact whose own runtime this machine has. Floating inputs are
+    random numbers, integer inputs zeros, and a dynamic dimension is 1.
 
     Args:
-        path: A bundle, or an `.onnx` file.
+        path: A bundle, or an `.onnx` or `.pte` file.
         against: The baseline, likewise.
         protocol: How to measure, or None: the usual way.
         progress: Called with (what, done, total).
@@ -48,18 +48,19 @@ def run_bench(
 
     Raises:
         BundleError: If a file is missing, damaged, or of another format.
-        RuntimeUnavailable: If ONNX Runtime is missing, or a bundle has no file for it.
+        RuntimeUnavailable: If a runtime is missing, or a bundle has no file for those here.
     """
     from edgeopt.runtime_tests import latency
-    from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
 
-    runner = OnnxRuntimeRunner()
     usual = protocol or Protocol()
     found = [_resolve(place) for place in (path, against) if place is not None]
-    files = [_open(name, file, method, runner, seed) for name, file, method in _distinct(found)]
+    files = [_open(file, seed) for file in _distinct(found)]
     used = dataclasses.replace(usual, batch=_batch(files[0]))
     subjects = [
-        latency.subject(f.name, runner, [f.path], f.inputs, used, method=f.method) for f in files
+        latency.subject(
+            f.name, inspector_for(f.format).runner(), [f.path], f.inputs, used, method=f.method
+        )
+        for f in files
     ]
     if len(subjects) == 1:
         only = latency.measure(subjects[0], used, seed=seed, progress=progress)
@@ -68,45 +69,54 @@ def run_bench(
     return BenchResult(latency=(pair.candidate, pair.baseline), comparisons=(pair.comparison,))
 
 
-def _resolve(place: Path) -> tuple[str, Path, str]:
-    """Return name, file and method of a bundle or plain file."""
+def _resolve(place: Path) -> _File:
+    """Return what stands for a bundle or plain file."""
     if place.is_dir():
-        bundle = Bundle.open(place)
-        artifact = next((a for a in bundle.manifest.artifacts if a.format == FORMAT), None)
-        if artifact is None:
-            formats = ", ".join(sorted({a.format for a in bundle.manifest.artifacts})) or "nothing"
-            raise RuntimeUnavailable(
-                f"{place}: holds {formats}, which this machine cannot time; a TensorRT file is "
-                "timed on its device, by the bundle's script"
-            )
-        return artifact.name, bundle.file(artifact.model_file.path), artifact.methods[0].name
+        return _of_bundle(Bundle.open(place), place)
     if not place.is_file():
         raise BundleError(f"{place}: no such bundle or file")
-    if place.suffix != ".onnx":
-        raise BundleError(f"{place}: is neither a bundle nor an .onnx file")
-    return place.stem, place, "forward"
+    if place.suffix not in SUFFIXES:
+        known = " or ".join(SUFFIXES)
+        raise BundleError(f"{place}: is neither a bundle nor a model file ({known})")
+    return _File(place.stem, SUFFIXES[place.suffix], place, "forward")
 
 
-def _distinct(found: list[tuple[str, Path, str]]) -> list[tuple[str, Path, str]]:
+def _of_bundle(bundle: Bundle, place: Path) -> _File:
+    reasons: dict[str, str] = {}
+    for artifact in bundle.manifest.artifacts:
+        inspector = inspector_for(artifact.format)
+        if not inspector.times_here:
+            reasons[artifact.format] = "is timed on its device"
+        elif reason := inspector.runner().unavailable():
+            reasons[artifact.format] = reason
+        else:
+            method = artifact.methods[0].name
+            path = bundle.file(artifact.model_file.path)
+            return _File(artifact.name, artifact.format, path, method)
+    told = "; ".join(f"{name}: {why}" for name, why in sorted(reasons.items())) or "no file"
+    raise RuntimeUnavailable(f"{place}: this machine cannot time what it holds ({told})")
+
+
+def _distinct(found: list[_File]) -> list[_File]:
     """Tell two files of one name apart by their paths; a file against itself stays what it is."""
-    if len({name for name, _, _ in found}) == len(found):
+    if len({f.name for f in found}) == len(found):
         return found
-    if len({path for _, path, _ in found}) == len(found):
-        return [(path.as_posix(), path, method) for _, path, method in found]
-    return [(f"{name} ({i})", path, method) for i, (name, path, method) in enumerate(found, 1)]
+    if len({f.path for f in found}) == len(found):
+        return [dataclasses.replace(f, name=f.path.as_posix()) for f in found]
+    return [dataclasses.replace(f, name=f"{f.name} ({i})") for i, f in enumerate(found, 1)]
 
 
-def _open(name: str, path: Path, method: str, runner: Any, seed: int) -> _File:
+def _open(file: _File, seed: int) -> _File:
     """Load a file once, which refuses a damaged one early, and make inputs that it takes."""
     from edgeopt.runtime_tests.base import LoadOptions
 
-    session = runner.load([path], LoadOptions())
+    session = inspector_for(file.format).runner().load([file.path], LoadOptions())
     try:
-        inputs = session.example_inputs(seed=seed)
-        session.run(method, inputs)
+        inputs = session.example_inputs(file.method, seed=seed)
+        session.run(file.method, inputs)
     finally:
         session.close()
-    return _File(name, path, method, inputs)
+    return dataclasses.replace(file, inputs=inputs)
 
 
 def _batch(file: _File) -> int:

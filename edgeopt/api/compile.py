@@ -21,13 +21,13 @@ from edgeopt.errors import ConfigError, ExportError, PipelineError, nearest
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.models import LoadedModel
 from edgeopt.passes import by_name
-from edgeopt.passes.capture.capture import dynamic_batch
 from edgeopt.pipeline import Pass, Pipeline
 from edgeopt.recipe import Recipe
-from edgeopt.reference import FloatReference
+from edgeopt.reference import FloatReference, leaves
 from edgeopt.results import PassRow, finite_db
-from edgeopt.state import ModelState, PassContext, PassRecord, Phase, Stage
+from edgeopt.state import FORWARD, ModelState, PassContext, PassRecord, Phase, Stage
 from edgeopt.target import DeviceProfile, Target, load_rules
+from edgeopt.trees import BATCH, Dimension, export_shapes
 
 CALIBRATION_BATCH = 16
 TRUNK = "trunk"
@@ -50,6 +50,7 @@ class Job:
         seed: The seed.
         verify: The verifier's level.
         progress: Called with (what, done, total).
+        history: Passes that ran before the reference was taken (adapter fusion).
     """
 
     loaded: LoadedModel
@@ -64,6 +65,7 @@ class Job:
     seed: int
     verify: str
     progress: Callable[[str, int, int | None], None]
+    history: tuple[PassRecord, ...] = ()
 
     def context(self, target: Target, batch: int | None = None) -> PassContext:
         """Return what passes may read, for one target.
@@ -80,6 +82,7 @@ class Job:
             dynamic_shapes=self.loaded.dynamic_shapes,
             input_names=self.loaded.input_names,
             output_names=self.loaded.output_names,
+            methods=self.loaded.methods,
             calibration=(
                 self.calibration.as_batches(batch or CALIBRATION_BATCH)
                 if self.calibration
@@ -90,6 +93,17 @@ class Job:
             keep_float=self.keep_float,
             progress=self.progress,
         )
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The example's size in each free dimension but the batch, by name."""
+        example = (self.loaded.example_args, dict(self.loaded.example_kwargs))
+        return {
+            dimension.name: value.shape[axis]
+            for value, free in zip(leaves(example), self.loaded.dimensions, strict=True)
+            for axis, dimension in free.items()
+            if axis > 0
+        }
 
     @property
     def quantizes(self) -> bool:
@@ -133,7 +147,8 @@ def run_trunk(job: Job) -> ModelState:
     # A wrong order in the branch must fail before the model is touched.
     Pipeline(rest, start=Stage.GRAPH, start_phase=Phase.FLOAT, already=tuple(p.name for p in trunk))
     context = job.context(job.profile.targets[0])
-    return Pipeline(trunk).run(ModelState(module=job.loaded.module), context, verify=job.verify)
+    state = ModelState(module=job.loaded.module, history=job.history)
+    return Pipeline(trunk).run(state, context, verify=job.verify)
 
 
 def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
@@ -143,7 +158,7 @@ def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
     prepare = tuple(by_name(name)() for name in rules.prepare)
     legalize = tuple(by_name(name)() for name in rules.legalize) if job.quantizes else ()
     example = (job.loaded.example_args, job.loaded.example_kwargs)
-    dynamic = all(has_dynamic_batch(p) for p in trunk.carrier_programs.values())
+    dynamic = has_dynamic_batch(trunk.carrier_programs[FORWARD])
     fixed = None if dynamic else _leading(*example)
     context = job.context(target, fixed)
     already = tuple(p.name for p in front)
@@ -197,48 +212,71 @@ def _shaped(job: Job, exported: ExportedProgram) -> ExportedProgram:
 
 
 def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
-    """Return the program at the batch that the files are to have.
+    """Return the program at the shapes that the files are to have.
 
-    With dynamic dimensions it stays as captured; otherwise it is captured again, all sizes fixed.
+    It is captured again: dimensions that `job.dynamic` names stay dynamic, the batch is
+    `job.batch`, and every other size is the example's.
 
     Raises:
         ConfigError: If the model cannot take the batch, or has no such dynamic dimension.
     """
-    free = has_dynamic_batch(exported)
-    if job.dynamic:
-        unknown = [name for name in job.dynamic if name != "batch"]
-        if unknown:
-            raise ConfigError(
-                f"--dynamic {unknown[0]}: no such dimension{nearest(unknown[0], ['batch'])}"
-            )
-        if not free:
+    free = dimensions(job, exported)
+    names = {dimension.name for leaf in free for dimension in leaf.values()}
+    unknown = next((name for name in job.dynamic if name not in names), None)
+    if unknown is not None:
+        if unknown == BATCH:
             raise ConfigError("--dynamic batch: the model fixes its batch")
-        args, kwargs = job.loaded.example_args, job.loaded.example_kwargs
-        shapes = job.loaded.dynamic_shapes or dynamic_batch(
-            args, kwargs, program.runnable(exported)
-        )
-        return program.retrace(exported, args, kwargs, shapes)
-    if not free:
-        fixed = _leading(job.loaded.example_args, job.loaded.example_kwargs)
+        raise ConfigError(f"--dynamic {unknown}: no such dimension{nearest(unknown, names)}")
+    args, kwargs = job.loaded.example_args, dict(job.loaded.example_kwargs)
+    leading = {leaf[0].name for leaf in free if 0 in leaf}
+    if not leading:
+        fixed = _leading(args, kwargs)
         if fixed != job.batch and fixed is not None:
             raise ConfigError(
-                f"--batch {job.batch}: the model fixes its batch; pass --batch {fixed}"
+                f"--batch {job.batch}: the model fixes its batch; pass --batch {fixed} (`len(x)` "
+                "in a forward fixes it, `x.shape[0]` does not)"
             )
+    elif not leading & set(job.dynamic):
+        args, kwargs = resized(args, kwargs, job.batch)
+    if not names:
         return exported
-    args, kwargs = resized(job.loaded.example_args, job.loaded.example_kwargs, job.batch)
-    return program.retrace(exported, args, kwargs)
+    kept = [
+        {axis: found.size for axis, found in leaf.items() if found.name in job.dynamic}
+        for leaf in free
+    ]
+    forward = program.runnable(exported).forward
+    shapes = export_shapes(args, kwargs, kept, forward) if any(kept) else None
+    return program.retrace(exported, args, kwargs, shapes)
+
+
+def dimensions(job: Job, exported: ExportedProgram) -> list[dict[int, Dimension]]:
+    """Return the dimensions of each input that the captured program really leaves free."""
+    declared = job.loaded.dimensions
+    found = []
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+    for position, name in enumerate(program.tensor_input_names(exported)):
+        shape = getattr(values[name], "shape", ())
+        named = declared[position] if position < len(declared) else {}
+        if job.loaded.dynamic_shapes is None:  # then capture left the batch open where it could
+            named = {0: Dimension(BATCH, torch.export.Dim.DYNAMIC)}
+        found.append(
+            {
+                axis: dimension
+                for axis, dimension in named.items()
+                if axis < len(shape) and not isinstance(shape[axis], int)
+            }
+        )
+    return found
 
 
 def has_dynamic_batch(exported: ExportedProgram) -> bool:
-    """Say whether an input of the program has a dynamic dimension."""
-    names = set(program.user_input_names(exported))
+    """Say whether the first dimension of an input of the program is dynamic."""
+    names = set(program.tensor_input_names(exported))
     return any(
         not isinstance(size, int)
         for node in exported.graph.nodes
-        if node.op == "placeholder"
-        and node.name in names
-        and isinstance(node.meta.get("val"), Tensor)
-        for size in node.meta["val"].shape
+        if node.op == "placeholder" and node.name in names
+        for size in node.meta["val"].shape[:1]
     )
 
 
@@ -275,7 +313,10 @@ def export(
         ExportError: If the exporter cannot take the program.
     """
     exporter = exporter_for(target.format)
-    programs = {m: _shaped(job, p) for m, p in state.carrier_programs.items()}
+    programs = {  # further methods have their examples' shapes since capture
+        m: p if m in job.loaded.methods else _shaped(job, p)
+        for m, p in state.carrier_programs.items()
+    }
     request = ExportRequest(
         name=name,
         programs=programs,
@@ -287,9 +328,22 @@ def export(
         input_roles=job.loaded.input_roles,
         build_key=build_key,
         dynamic=job.dynamic,
+        dimensions=_dimension_names(job, state),
+        further=job.loaded.methods,
     )
     problems = exporter.unsupported(request)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ExportError(f"target {name}: {problems[0]}{more}")
-    return exporter.export(request, folder)
+    artifact = exporter.export(request, folder)
+    open_ = {d for m in artifact.methods for spec in m.inputs for d in spec.shape}
+    lengths = {name: size for name, size in job.lengths.items() if name in open_}
+    return dataclasses.replace(artifact, lengths=lengths)
+
+
+def _dimension_names(job: Job, state: ModelState) -> tuple[dict[int, str], ...]:
+    captured = state.carrier_programs[FORWARD]
+    return tuple(
+        {axis: found.name for axis, found in leaf.items() if found.name in job.dynamic}
+        for leaf in dimensions(job, captured)
+    )

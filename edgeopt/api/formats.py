@@ -6,6 +6,9 @@ from edgeopt.errors import ConfigError, nearest
 from edgeopt.exporters.base import Exporter
 from edgeopt.runtime_tests.inspection import Inspector
 
+SUFFIXES = {".onnx": "onnx", ".pte": "executorch"}
+"""Suffix of a plain model file -> its format."""
+
 
 def exporter_for(format_: str) -> Exporter:
     """Return the exporter of a format.
@@ -13,10 +16,13 @@ def exporter_for(format_: str) -> Exporter:
     Raises:
         ConfigError: If there is none; the nearest is suggested.
     """
+    from edgeopt.exporters.executorch import ExecuTorchExporter
     from edgeopt.exporters.onnx import OnnxExporter
+    from edgeopt.exporters.qnn import QnnExporter
     from edgeopt.exporters.tensorrt import TensorRTExporter
 
-    known: dict[str, type[Exporter]] = {e.format: e for e in (OnnxExporter, TensorRTExporter)}
+    exporters = (OnnxExporter, TensorRTExporter, ExecuTorchExporter, QnnExporter)
+    known: dict[str, type[Exporter]] = {e.format: e for e in exporters}
     if format_ not in known:
         raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
     return known[format_]()
@@ -28,9 +34,12 @@ def inspector_for(format_: str) -> Inspector:
     Raises:
         ConfigError: If there is none; the nearest is suggested.
     """
+    from edgeopt.runtime_tests.inspect_executorch import ExecuTorchInspector
     from edgeopt.runtime_tests.inspect_onnx import OnnxInspector, TensorRTInspector
+    from edgeopt.runtime_tests.inspect_qnn import QnnInspector
 
-    known: dict[str, type[Inspector]] = {i.format: i for i in (OnnxInspector, TensorRTInspector)}
+    inspectors = (OnnxInspector, TensorRTInspector, ExecuTorchInspector, QnnInspector)
+    known: dict[str, type[Inspector]] = {i.format: i for i in inspectors}
     if format_ not in known:
         raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
     return known[format_]()

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import torch
-
 import edgeopt
 from edgeopt.api import limits as judging
-from edgeopt.api.compile import Job
+from edgeopt.api.adapter import adapters_of, fuse
+from edgeopt.api.compile import Job, resized
 from edgeopt.api.lock import Lock, differences, key_of, locked_options
 from edgeopt.api.options import BuildOptions
 from edgeopt.artifact import Preprocessing
@@ -17,7 +16,7 @@ from edgeopt.data import Samples
 from edgeopt.errors import CheckFailed, ConfigError, PreconditionError, nearest
 from edgeopt.models import LoadedModel, check_finite, load_model
 from edgeopt.recipe import Recipe, load_recipe
-from edgeopt.reference import FloatReference
+from edgeopt.reference import FloatReference, leaves
 from edgeopt.target import DeviceProfile, Limit, Target, load_profile, load_rules
 
 
@@ -37,6 +36,7 @@ class Inputs:
         machine: What of the machine decides bytes.
         build_key: Hash of options, parts, tools and machine.
         warnings: What the user should know.
+        adapters: Names of the fused adapters.
     """
 
     job: Job
@@ -50,6 +50,7 @@ class Inputs:
     machine: dict[str, str]
     build_key: str
     warnings: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -79,23 +80,34 @@ def resolve(
     )
     loaded = load_model(options.model) if isinstance(options.model, str) else options.model
     check_finite(loaded.module)
+    if loaded.methods and any(p.name == "quantize" for p in passes):
+        raise ConfigError(
+            f"{loaded.source}: has the methods forward, {', '.join(loaded.methods)}; recipe "
+            f"{recipe.name} quantizes, and data calibrate one method only; use --recipe float"
+        )
     needs = next((p.name for p in passes if p.needs_calibration), None)
     calibration, evaluation = _data(options, loaded, needs, warnings)
+    loaded = _with_real_example(loaded, calibration or evaluation)
+    adapters, passes = adapters_of(options.adapters, passes)
+    fused = fuse(loaded, adapters, profile, verify=options.verify, progress=progress)
     job = Job(
-        loaded=_with_real_example(loaded, calibration or evaluation),
+        loaded=fused.loaded,
         profile=profile,
         recipe=recipe,
         passes=passes,
         calibration=calibration,
-        reference=FloatReference(loaded.module),
+        reference=FloatReference(fused.loaded.module),
         keep_float=(*recipe.keep_float, *options.keep_float),
         batch=options.batch or targets[0].protocol.batch,
         dynamic=options.dynamic,
         seed=options.seed,
         verify=options.verify,
         progress=progress,
+        history=fused.history,
     )
-    hashes = _hashes(job, (*targets, *stand_ins), evaluation)
+    _check_lengths(job, calibration, "calibration data")
+    _check_lengths(job, evaluation, "evaluation data")
+    hashes = {**_hashes(job, (*targets, *stand_ins), evaluation), **fused.hashes}
     tools = tool_versions()
     machine = {"vnni": str(_has_vnni()).lower()}
     if lock is not None:
@@ -108,7 +120,7 @@ def resolve(
     }
     return Inputs(
         job, targets, stand_ins, extra, limits, evaluation, hashes, tools, machine,
-        key_of(parts), tuple(warnings),
+        key_of(parts), tuple(warnings), fused.names,
     )  # fmt: skip
 
 
@@ -176,14 +188,45 @@ def _data(
 
 
 def _with_real_example(loaded: LoadedModel, samples: Samples | None) -> LoadedModel:
-    """Take the first real samples as example, so that each pass's drift means something."""
-    if samples is None or loaded.example_kwargs:
+    """Take the first real samples as example, so that each pass's drift means something.
+
+    The files' static sizes are the example's, so a free dimension gets the size that the data have.
+    """
+    if samples is None:
         return loaded
-    batch = next(samples.batches(2))
-    mine = [tuple(t.shape) for t in loaded.example_args if isinstance(t, torch.Tensor)]
-    if mine != [tuple(t.shape) for t in batch.args] or batch.kwargs:
-        return loaded
-    return dataclasses.replace(loaded, example_args=batch.args)
+    mine = leaves((loaded.example_args, dict(loaded.example_kwargs)))
+    batch = next(samples.batches(len(mine[0])))
+    if batch.size != len(mine[0]):
+        args, kwargs = resized(batch.args, batch.kwargs, len(mine[0]))
+        batch = dataclasses.replace(batch, args=args, kwargs=kwargs)
+    for value, real, free in zip(mine, batch.inputs, loaded.dimensions, strict=True):
+        pairs = enumerate(zip(value.shape, real.shape, strict=True))
+        if any(size != found and axis not in free for axis, (size, found) in pairs):
+            return loaded
+    return dataclasses.replace(loaded, example_args=batch.args, example_kwargs=batch.kwargs)
+
+
+def _check_lengths(job: Job, samples: Samples | None, what: str) -> None:
+    """Refuse data that the files, whose sizes are static unless named, could not be run on.
+
+    Raises:
+        ConfigError: Naming the input, its sizes, and the option.
+    """
+    if samples is None:
+        return
+    mine = leaves((job.loaded.example_args, dict(job.loaded.example_kwargs)))
+    first = next(samples.batches(1)).inputs
+    for value, real, free, name in zip(
+        mine, first, job.loaded.dimensions, job.loaded.input_names, strict=True
+    ):
+        for axis, dimension in free.items():
+            fixed = axis > 0 and dimension.name not in job.dynamic
+            if fixed and value.shape[axis] != real.shape[axis]:
+                raise ConfigError(
+                    f"{what}: {name} is {real.shape[axis]} long in {dimension.name}, the model is "
+                    f"compiled for {value.shape[axis]}; pass --dynamic {dimension.name}, or data "
+                    "of one length"
+                )
 
 
 def _hashes(job: Job, targets: tuple[Target, ...], evaluation: Samples | None) -> dict[str, str]:

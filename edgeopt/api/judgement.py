@@ -32,6 +32,7 @@ from edgeopt.results import (
 )
 from edgeopt.runtime_tests.base import Arrays
 from edgeopt.runtime_tests.inspection import Structure
+from edgeopt.state import FORWARD
 from edgeopt.target import Compute, Protocol, load_rules
 
 if TYPE_CHECKING:
@@ -255,10 +256,11 @@ class Judgement:
         """
         artifact, branch = written.artifact, written.branch
         state = branch.state if artifact.precision == "int8" else branch.before
-        snr = min(
-            measure.snr_against_program(exported, inputs, outputs)
-            for exported in state.carrier_programs.values()
-        )
+        snr = measure.snr_against_program(state.carrier_programs[FORWARD], inputs, outputs)
+        for method, example in self._job.loaded.methods.items():
+            exported = state.carrier_programs[method]
+            given, got = measure.run_example(self._folder, artifact, method, example)
+            snr = min(snr, measure.snr_against_program(exported, given, got))
         floor = SAME_PROGRAM_DB[artifact.precision]
         if snr >= floor:
             return
@@ -314,7 +316,7 @@ class Judgement:
         artifact, state = written.artifact, written.branch.state
         batch = min(STAND_IN_BATCH, evaluation.count)
         fixed = measure.static_batch(artifact)
-        can_grow = all(has_dynamic_batch(p) for p in state.carrier_programs.values())
+        can_grow = has_dynamic_batch(state.carrier_programs[FORWARD])
         own = not inspector_for(artifact.format).stands_in
         if own or fixed is None or fixed >= batch or not can_grow:
             yield self._folder, artifact

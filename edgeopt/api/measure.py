@@ -27,7 +27,7 @@ from edgeopt.results import (
 )
 from edgeopt.runtime_tests.base import Session
 from edgeopt.runtime_tests.inspection import Structure
-from edgeopt.state import Batch
+from edgeopt.state import FORWARD, Batch, MethodExample
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -123,6 +123,19 @@ def golden(
         session.close()
 
 
+def run_example(
+    folder: Path, artifact: Artifact, method: str, example: MethodExample
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+    """Run a further method of the file on its example; inputs and outputs by name."""
+    values = leaves((example.args, dict(example.kwargs)))
+    given = {n: v.numpy() for n, v in zip(example.input_names, values, strict=True)}
+    session = inspector_for(artifact.format).load(folder, artifact)
+    try:
+        return given, dict(session.run(method, given))
+    finally:
+        session.close()
+
+
 def snr_against_program(
     exported: ExportedProgram,
     inputs: Mapping[str, np.ndarray[Any, Any]],
@@ -167,14 +180,9 @@ def drift_ranking(branch: Branch, samples: Samples) -> tuple[DriftRow, ...]:
     from edgeopt.quant.drift import rank
 
     first = next(samples.batches(min(DRIFT_SAMPLES, samples.count)))
-    rows: list[DriftRow] = []
-    for method, quantized in branch.state.carrier_programs.items():
-        found = rank(
-            branch.before.carrier_programs[method], quantized, Batch(first.args, first.kwargs)
-        )
-        target = branch.target.name
-        rows += [dataclasses.replace(row, target=target, method=method) for row in found]
-    return tuple(rows)
+    before, after = branch.before.carrier_programs, branch.state.carrier_programs
+    rows = rank(before[FORWARD], after[FORWARD], Batch(first.args, first.kwargs))
+    return tuple(dataclasses.replace(row, target=branch.target.name) for row in rows)
 
 
 def artifact_row(artifact: Artifact, found: Structure, role: FileRole) -> ArtifactRow:

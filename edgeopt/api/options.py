@@ -30,6 +30,8 @@ class BuildOptions:
         dynamic: Names of dimensions that stay dynamic (`batch`).
         out: The bundle's folder, or None: `dist/MODEL-PROFILE`.
         limits: `NAME<=NUMBER` or `NAME>=NUMBER`; replace the profile's of that name.
+        adapters: PEFT LoRA folders, each `DIR` or `DIR@WEIGHT`, fused before the float reference is
+            taken, so that accuracy is judged against the adapted model.
         seed: Seed of every draw.
         calib_samples: Samples drawn from the calibration data.
         eval_samples: Samples drawn from the evaluation data, or None: all.
@@ -53,6 +55,7 @@ class BuildOptions:
     dynamic: tuple[str, ...] = ()
     out: Path | None = None
     limits: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     seed: int = 0
     calib_samples: int = 64
     eval_samples: int | None = None
@@ -67,6 +70,8 @@ class BuildOptions:
         for name in ("formats", "settings", "keep_float", "dynamic", "limits"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        given = (self.adapters,) if isinstance(self.adapters, (str, Path)) else self.adapters
+        object.__setattr__(self, "adapters", tuple(str(adapter) for adapter in given))
         for name in ("out", "lock"):
             value = getattr(self, name)
             object.__setattr__(self, name, Path(value) if value is not None else None)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from edgeopt.cli.adapter import adapter
 from edgeopt.cli.bench import bench
 from edgeopt.cli.build import build
 from edgeopt.cli.catalogue import models, passes, profiles, recipes
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 for command in (build, verify, bench, report, passes, profiles, models, recipes, doctor, schema):
     app.command()(command)
+app.add_typer(adapter, name="adapter")
 
 
 def _version(wanted: bool) -> None:

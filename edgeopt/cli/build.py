@@ -28,7 +28,10 @@ def build(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="zoo:NAME, FILE.py:FACTORY or timm:NAME@WEIGHTS."),
+        typer.Argument(
+            metavar="MODEL",
+            help="zoo:NAME, FILE.py:FACTORY, hf:DIR, timm:NAME@WEIGHTS or FILE.pt2.",
+        ),
     ] = "zoo:vit",
     profile: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="The device (see `edgeopt profiles`).")
@@ -59,6 +62,14 @@ def build(
         list[str] | None,
         typer.Option(
             "--set", metavar="PASS.OPTION=VALUE", help="An option of a pass; may be repeated."
+        ),
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR[@WEIGHT]",
+            help="A PEFT LoRA folder to fuse first; may be repeated.",
         ),
     ] = None,
     keep_float: Annotated[
@@ -132,6 +143,7 @@ def build(
             dynamic=tuple(dynamic or ()),
             out=out,
             limits=tuple(limits or ()),
+            adapters=tuple(adapters or ()),
             seed=seed,
             calib_samples=calib_samples,
             eval_samples=eval_samples,

@@ -14,6 +14,12 @@ SCHEMAS = {
     "build": ("edgeopt.results", "BuildReport", "`build --json`, `report --json`, report.json"),
     "verify": ("edgeopt.results", "VerifyResult", "`verify --json`"),
     "bench": ("edgeopt.results", "BenchResult", "`bench --json`"),
+    "adapter-inspect": (
+        "edgeopt.api.adapter",
+        "AdapterDescription",
+        "`adapter inspect --json`",
+    ),
+    "adapter-fuse": ("edgeopt.api.adapter", "FusedModel", "`adapter fuse --json`, fused.json"),
     "doctor": ("edgeopt.api.doctor", "DoctorResult", "`doctor --json`"),
     "manifest": ("edgeopt.artifact", "Manifest", "manifest.json of a bundle"),
     "measured": ("edgeopt.results", "Measured", "what the on-device script writes"),

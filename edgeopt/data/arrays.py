@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeopt import trees
 from edgeopt.artifact import Preprocessing
 from edgeopt.data.pixels import to_input
 from edgeopt.data.samples import LabelledBatch, Samples
@@ -224,28 +225,55 @@ def _check_header(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) 
 
 
 def split_item(value: Any, signature: Signature, where: str) -> tuple[list[Tensor], Any]:
-    """Split `x`, `(x, y)`, `(x1, x2, y)`, `((x1, x2), y)` or a mapping into inputs and label."""
-    names = [leaf.name for leaf in signature.leaves]
+    """Split `x`, `(x, y)`, `(x1, x2, y)`, `((x1, x2), y)` or a mapping into inputs and label.
+
+    Inputs may nest as the model takes them; a mapping's tensors are found by name.
+    """
     if isinstance(value, LabelledBatch):
         return list(value.inputs), value.labels
     if isinstance(value, Mapping):
-        if len(names) == 1 and names[0] not in value:
-            names = [next((key for key in INPUT_KEYS if key in value), names[0])]
-        lacking = next((key for key in names if key not in value), None)
-        if lacking is not None:
-            raise DataError(f"{where}: no input {lacking!r}{nearest(lacking, map(str, value))}")
         label = next((value[key] for key in LABEL_KEYS if key in value), None)
-        return [to_tensor(value[key], where) for key in names], label
+        return _by_name(value, signature, where), label
     label = None
     if not isinstance(value, (tuple, list)):
         parts: Sequence[Any] = (value,)
+    elif len(value) == 2 and isinstance(value[0], Mapping):
+        return _by_name(value[0], signature, where), value[1]
     elif len(value) == 2 and isinstance(value[0], (tuple, list)):
         parts, label = value
-    elif len(value) == len(names) + 1:
+    elif len(value) == len(signature.leaves) + 1:
         *parts, label = value
     else:
         parts = value
-    return [to_tensor(part, where) for part in parts], label
+    return [to_tensor(part, where) for part in _arrays(parts)], label
+
+
+def _by_name(value: Mapping[str, Any], signature: Signature, where: str) -> list[Tensor]:
+    """Find the inputs in a mapping by name, or by the path below the one argument that nests."""
+    flat = dict(value)
+    for leaf in trees.flatten(dict(value)):
+        flat.setdefault(leaf.label, leaf.value)
+    names = [leaf.name for leaf in signature.leaves]
+    if len(names) == 1 and names[0] not in flat:
+        names = [next((key for key in INPUT_KEYS if key in flat), names[0])]
+    if names[0] not in flat:  # `{"image": ...}` for a model that takes `batch` with an image in it
+        names = [next((key for key in flat if name.endswith(f"_{key}")), name) for name in names]
+    lacking = next((key for key in names if key not in flat), None)
+    if lacking is not None:
+        raise DataError(f"{where}: no input {lacking!r}{nearest(lacking, map(str, flat))}")
+    return [to_tensor(flat[key], where) for key in names]
+
+
+def _arrays(parts: Sequence[Any]) -> Iterator[Any]:
+    """Yield the arrays of nested inputs; a list of numbers is one array."""
+    for part in parts:
+        nested = isinstance(part, (Mapping, tuple, list)) and not all(
+            isinstance(leaf.value, (bool, int, float)) for leaf in trees.flatten(part)
+        )
+        if nested:
+            yield from (leaf.value for leaf in trees.flatten(part))
+        else:
+            yield part
 
 
 def to_tensor(value: Any, where: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgeopt.artifact import Preprocessing
 from edgeopt.errors import ConfigError, DataError
-from edgeopt.reference import digest_tensors
+from edgeopt.reference import digest_tensors, leaves
 from edgeopt.state import Batch, Batches
 
 HASH_BATCH = 64
@@ -24,19 +24,19 @@ class LabelledBatch:
     """One call of the model, with the right answers.
 
     Attributes:
-        args: Positional inputs, each `[B, ...]`.
-        kwargs: Keyword inputs, each `[B, ...]`.
+        args: Positional inputs, any pytree; each tensor is `[B, ...]`.
+        kwargs: Keyword inputs, likewise.
         labels: `[B, ...]`, or None where nobody knows them.
     """
 
-    args: tuple[Tensor, ...]
-    kwargs: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     labels: Tensor | None = None
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """Every input in order, positional ones first."""
-        return (*self.args, *self.kwargs.values())
+        """Every tensor in pytree order, positional ones first."""
+        return tuple(leaves((self.args, dict(self.kwargs))))
 
     @property
     def size(self) -> int:

@@ -8,9 +8,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from edgeopt import trees
 from edgeopt.data.samples import LabelledBatch
 from edgeopt.errors import DataError
+from edgeopt.reference import leaves
 
 # Storage widths that hold the same numbers; anything else is refused, not converted.
 _CASTS = {
@@ -38,13 +41,11 @@ class Leaf:
         name: As the user calls it.
         shape: Without the batch; None is free.
         dtype: Its type.
-        keyword: Whether it is passed by name.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
-    keyword: bool
 
     def text(self) -> str:
         """Return `float32 [N, 3, 224, 224]`."""
@@ -54,9 +55,15 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """The inputs of a model, in order."""
+    """The inputs of a model, in order, and how they nest.
+
+    Attributes:
+        leaves: Its tensors.
+        example: The values around them: the example's own, which are not data.
+    """
 
     leaves: tuple[Leaf, ...]
+    example: tuple[tuple[Any, ...], Mapping[str, Any]]
 
     @classmethod
     def of(
@@ -65,32 +72,33 @@ class Signature:
         """Read a signature off example inputs.
 
         Args:
-            example: Its tensors' first dimension is the batch.
-            input_names: Names in order; the positional ones may be all there are.
-            dynamic_shapes: As `torch.export` takes them; named dimensions are free.
+            example: Its tensors' first dimension is the batch; they may stand in tuples, lists,
+                mappings and dataclasses. What is no tensor (None, a number) is the same for all
+                data.
+            input_names: One a tensor, in order.
+            dynamic_shapes: As `torch.export` takes them; these dimensions are free.
 
         Raises:
-            DataError: If an input is not a tensor with a batch dimension.
+            DataError: If there is no tensor, or one has no batch dimension.
         """
-        leaves = []
-        for position, (key, value) in enumerate(
-            [*((None, v) for v in example.args), *example.kwargs.items()]
-        ):
-            given = input_names[position] if position < len(input_names) else f"input{position}"
-            name = key or given
-            if not isinstance(value, Tensor) or value.ndim == 0:
+        args, kwargs = tuple(example.args), dict(example.kwargs)
+        values = leaves((args, kwargs))
+        names = [*input_names, *trees.input_names((), args, kwargs)[len(input_names) :]]
+        axes = trees.free_dimensions(args, kwargs, names, dynamic_shapes)
+        found = []
+        for name, value, free in zip(names, values, axes, strict=True):
+            if value.ndim == 0:
                 raise DataError(
-                    f"input {name}: data can be read for tensor inputs with a batch dimension "
-                    f"only, this one is {type(value).__name__}"
+                    f"input {name}: data can be read for tensors with a batch dimension only, this "
+                    "one is a single number"
                 )
-            free = _free_axes(dynamic_shapes, position, name)
             shape = tuple(
                 None if axis in free else size for axis, size in enumerate(value.shape) if axis
             )
-            leaves.append(Leaf(name, shape, value.dtype, key is not None))
-        if not leaves:
-            raise DataError("the model takes no inputs, so no data fit it")
-        return cls(tuple(leaves))
+            found.append(Leaf(name, shape, value.dtype))
+        if not found:
+            raise DataError("the model takes no tensors, so no data fit it")
+        return cls(tuple(found), (args, kwargs))
 
     def fit(self, tensors: Sequence[Tensor], where: str, *, hint: str = "") -> tuple[Tensor, ...]:
         """Check a batch of inputs, and widen what can be widened without loss.
@@ -127,31 +135,9 @@ class Signature:
         return tuple(fitted)
 
     def batch(self, tensors: Sequence[Tensor], labels: Tensor | None) -> LabelledBatch:
-        """Split fitted inputs into positional and keyword ones."""
-        pairs = list(zip(self.leaves, tensors, strict=True))
-        return LabelledBatch(
-            tuple(value for leaf, value in pairs if not leaf.keyword),
-            {leaf.name: value for leaf, value in pairs if leaf.keyword},
-            labels,
+        """Nest fitted inputs as the model takes them."""
+        values = iter(tensors)
+        args, kwargs = pytree.tree_map(
+            lambda leaf: next(values) if isinstance(leaf, Tensor) else leaf, self.example
         )
-
-
-def _free_axes(dynamic_shapes: Any, position: int, name: str) -> frozenset[int]:
-    if isinstance(dynamic_shapes, Mapping):
-        ordered = list(dynamic_shapes.values())
-        fallback = ordered[position] if position < len(ordered) else None
-        entry = dynamic_shapes.get(name, fallback)
-    elif isinstance(dynamic_shapes, (tuple, list)) and position < len(dynamic_shapes):
-        entry = dynamic_shapes[position]
-    else:
-        entry = None
-    if isinstance(entry, Mapping):
-        return frozenset(int(axis) for axis, size in entry.items() if not _static(size))
-    if isinstance(entry, (tuple, list)):
-        return frozenset(axis for axis, size in enumerate(entry) if not _static(size))
-    return frozenset()
-
-
-def _static(size: Any) -> bool:
-    # torch.export.Dim.STATIC is an enum member; an int or None fixes the size too.
-    return size is None or isinstance(size, int) or getattr(size, "name", "") == "STATIC"
+        return LabelledBatch(args, kwargs, labels)

@@ -14,7 +14,8 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt import program
-from edgeopt.edges import address, matches, operator_name
+from edgeopt.edges import address, flat_arguments, matches, operator_name
+from edgeopt.quant.spec import Granularity
 from edgeopt.target import Compute, OperatorRule, RuleSet
 
 
@@ -26,6 +27,14 @@ class Weighted:
     activation: Node
     weight: Node
     bias: Node | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """An operator that picks rows of a weight whose codes a weighted operator reads as well."""
+
+    node: Node
+    weighted: Weighted
 
 
 _BINARY = frozenset({"add", "sub", "mul"})
@@ -63,31 +72,46 @@ class Placement:
 
     Attributes:
         weighted: Weighted operators that become integer, in graph order.
+        tables: Operators that pick rows of their weights.
         values: Values that are carried as codes, in graph order.
-        ports: Value -> (reader, argument index) that read codes.
+        constants: Stored tensors that are no weights and become codes, in graph order.
+        ports: Value or constant -> (reader, argument index) that read codes.
         codes_only: Values whose producer writes codes, so that no float of them exists.
         groups: Which values share parameters.
-        stays_float: Weighted operators that stay float: node -> reason.
+        stays_float: Weighted operators that stay float, and under rules for the whole graph any
+            other too: node -> reason.
     """
 
     weighted: list[Weighted] = dataclasses.field(default_factory=list)
+    tables: list[Table] = dataclasses.field(default_factory=list)
     values: list[Node] = dataclasses.field(default_factory=list)
+    constants: list[Node] = dataclasses.field(default_factory=list)
     ports: dict[Node, list[tuple[Node, int]]] = dataclasses.field(default_factory=dict)
     codes_only: set[Node] = dataclasses.field(default_factory=set)
     groups: Groups = dataclasses.field(default_factory=Groups)
     stays_float: dict[Node, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def owners(self) -> dict[Node, Weighted]:
+        """Weight -> the first operator that multiplies by it, which owns its parameters."""
+        return {w.weight: w for w in reversed(self.weighted)}
+
 
 def tensor_arguments(node: Node) -> list[tuple[int, Node]]:
-    """Return (flat index, node) for each argument that is a tensor; lists are flattened."""
-    found: list[tuple[int, Node]] = []
-    flat: list[object] = []
-    for argument in node.args:
-        flat += list(argument) if isinstance(argument, (list, tuple)) else [argument]
-    for index, item in enumerate(flat):
-        if isinstance(item, Node) and isinstance(item.meta.get("val"), Tensor):
-            found.append((index, item))
-    return found
+    """Return (flat index, node) for each argument that is a float tensor.
+
+    Indices, conditions and the like are carried by no codes.
+    """
+    return [
+        (index, item)
+        for index, item in enumerate(flat_arguments(node))
+        if isinstance(item, Node) and _is_float(item)
+    ]
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _has_scalar(node: Node) -> bool:
@@ -123,6 +147,7 @@ class Placer:
         self._placement = Placement()
         self._wanted: set[Node] = set()
         self._available: set[Node] = set()  # could be codes if somebody wants them
+        self._absorbed: set[Node] = set()
 
     def place(self) -> Placement:
         """Walk the graph once in order, then order the values."""
@@ -139,10 +164,17 @@ class Placer:
             if node in eligible:
                 self._place_weighted(eligible[node])
             elif node.op == "call_function":
-                self._place_other(node)
+                reason = self._place_other(node)
+                if reason and self._rules.whole_graph and _is_float(node):
+                    self._placement.stays_float.setdefault(node, reason)
         self._share_weights(list(eligible.values()))
-        self._placement.values = [n for n in self._exported.graph.nodes if n in self._wanted]
+        in_order = [n for n in self._exported.graph.nodes if n in self._wanted]
+        self._placement.values = [n for n in in_order if not self._is_constant(n)]
+        self._placement.constants = [n for n in in_order if self._is_constant(n)]
         return self._placement
+
+    def _is_constant(self, node: Node) -> bool:
+        return node.op == "placeholder" and node.name in self._names
 
     def _kept_float(self, node: Node) -> str:
         where = address(node, "out")
@@ -184,6 +216,8 @@ class Placer:
         found: dict[Node, str] = {}
         for node, weighted in eligible.items():
             for reader in weighted.weight.users:
+                if self._picks_rows(reader, weighted.weight):
+                    continue
                 same = eligible.get(reader)
                 if same is None or same.weight is not weighted.weight:
                     found[node] = (
@@ -196,6 +230,19 @@ class Placer:
                         found[node] = f"its bias is also read by {operator_name(reader)}"
         return found
 
+    def _picks_rows(self, reader: Node, weight: Node) -> bool:
+        """Say whether a reader can take rows of codes: each row of the table has one scale."""
+        spec = self._rules.weight
+        by_row = spec.granularity is Granularity.TENSOR or (
+            spec.granularity is Granularity.CHANNEL and spec.axis == 0
+        )
+        return (
+            by_row
+            and self._rules.rule(operator_name(reader)).compute is Compute.TABLE
+            and reader.args[0] is weight
+            and not self._kept_float(reader)
+        )
+
     def _want(self, value: Node, reader: Node | None = None, index: int = 0) -> None:
         """Carry a value as codes; codes flow back through operators that only move them."""
         self._wanted.add(value)
@@ -207,23 +254,30 @@ class Placer:
             return
         if self._rules.rule(operator_name(value)).compute is Compute.FOLLOW:
             for at, source in tensor_arguments(value):
-                if source.name in self._names:
+                if self._is_constant(source) and not self._takes_constants(value):
                     continue
                 if (value, at) not in self._placement.ports.get(source, []):
                     self._want(source, value, at)
                 self._placement.groups.join(source, value)
                 self._placement.codes_only.add(value)
 
+    def _takes_constants(self, node: Node) -> bool:
+        return self._rules.rule(operator_name(node)).constants
+
     def _tail(self, node: Node) -> Node:
         """Return the last activation that the producer's output range can express."""
+        fuses = self._rules.rule(operator_name(node)).fuses
         while len(node.users) == 1:
             (reader,) = node.users
-            if reader.op != "call_function" or not self._absorbed(reader):
+            if reader.op != "call_function" or not self._absorbs(reader):
+                break
+            if "any" not in fuses and operator_name(reader) not in fuses:
                 break
             node = reader
+            self._absorbed.add(node)
         return node
 
-    def _absorbed(self, node: Node) -> bool:
+    def _absorbs(self, node: Node) -> bool:
         return self._rules.rule(
             operator_name(node)
         ).compute is Compute.ABSORB and not self._kept_float(node)
@@ -258,33 +312,58 @@ class Placer:
         """Say whether a value leaves the model at once; then floats are what the user wants."""
         return all(reader.op == "output" for reader in node.users)
 
-    def _place_other(self, node: Node) -> None:
+    def _place_other(self, node: Node) -> str:
+        """Decide on an operator without a weight; return why it stays float, or nothing."""
         rule = self._rules.rule(operator_name(node))
-        if rule.compute not in (Compute.INTEGER, Compute.FOLLOW) or self._kept_float(node):
-            return
+        compute = rule.compute
+        if compute is Compute.ABSORB:
+            if node in self._absorbed or not self._rules.whole_graph:
+                return ""
+            compute = Compute.INTEGER  # what it reads has other readers, so it runs by itself
+        if reason := self._kept_float(node) or self._no_kernel(node, rule, compute):
+            return reason
         sources = tensor_arguments(node)
-        moving = [(i, s) for i, s in sources if s.name not in self._names]
-        if not moving or len(moving) != len(sources) or _has_scalar(node):
-            return  # a constant operand has no codes
-        if not all(s in self._available or s in self._wanted for _, s in moving):
-            return
-        if any(s.op == "placeholder" and s not in self._wanted for _, s in moving):
-            return  # do not quantize an input only to move it
-        if rule.compute is Compute.FOLLOW:
+        if compute is Compute.FOLLOW:
             self._available.add(node)
-            return
-        for index, source in moving:
+            if self._rules.whole_graph:
+                self._want(node)
+            return ""
+        for index, source in sources:
             self._want(source, node, index)
         tail = self._tail(node)
         self._available.add(tail)
         self._want(tail)
         self._placement.codes_only.add(tail)
+        return ""
+
+    def _no_kernel(self, node: Node, rule: OperatorRule, compute: Compute) -> str:
+        """Return why no integer kernel takes an operator where it stands, or nothing."""
+        if compute not in (Compute.INTEGER, Compute.FOLLOW):
+            return rule.note or f"the rules of {self._rules.name} have no {operator_name(node)}"
+        sources = [source for _, source in tensor_arguments(node)]
+        moving = [s for s in sources if not self._is_constant(s)]
+        if not sources or _has_scalar(node):
+            return "takes a number, which has no code" if sources else "reads no float tensor"
+        if len(moving) < len(sources) and not rule.constants:
+            return "a constant operand has no codes"
+        if not moving and compute is not Compute.FOLLOW:
+            return "reads constants only"
+        late = [s for s in moving if s not in self._available and s not in self._wanted]
+        if late:
+            return f"what it reads stays float ({operator_name(late[0])})"
+        inputs = [s for s in moving if s.op == "placeholder" and s not in self._wanted]
+        if inputs and not self._rules.whole_graph:
+            return "would quantize an input only to move it"
+        return ""
 
     def _share_weights(self, eligible: list[Weighted]) -> None:
         """Calls of one module share the scale of their input, so that they share the bias grid."""
-        first: dict[Node, Weighted] = {}
+        first = self._placement.owners
         for weighted in eligible:
-            if weighted.weight in first:
-                self._placement.groups.join(first[weighted.weight].activation, weighted.activation)
-            else:
-                first[weighted.weight] = weighted
+            owner = first[weighted.weight]
+            if owner is not weighted:
+                self._placement.groups.join(owner.activation, weighted.activation)
+        for weight, owner in first.items():
+            self._placement.tables += [
+                Table(reader, owner) for reader in weight.users if self._picks_rows(reader, weight)
+            ]

@@ -10,7 +10,10 @@ from edgeopt.dialect import storage_dtype
 from edgeopt.quant.spec import Affine, Granularity, TensorSpec
 
 BIAS_CODE_LIMIT = 2**24
-"""Above this a bias code is no float32 integer, and its float and int32 forms differ."""
+"""Above this some codes are no float32 integers, and a bias would differ from its int32 form."""
+
+WIDE_BIAS_CODE_LIMIT = 2**30
+"""With 16-bit activations the grid is 256 times finer, and biases pass 2^24 as a rule."""
 
 SPARE_SCALE = 2.0**-10
 """Scale of a weight that is zero throughout; of a size that weight scales have."""
@@ -77,17 +80,24 @@ def weight_scales(weight: Tensor, spec: TensorSpec) -> Tensor:
     return torch.where(alive, usable, spare)
 
 
-def raise_for_bias(scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Tensor, list[int]]:
-    """Raise the weight scale of channels whose bias code would pass 2^24.
+def bias_code_limit(codes_dtype: str) -> int:
+    """Return the largest bias code beside activations of a type."""
+    return BIAS_CODE_LIMIT if codes_dtype in ("int8", "uint8") else WIDE_BIAS_CODE_LIMIT
+
+
+def raise_for_bias(
+    scale: Tensor, bias: Tensor, input_scale: float, limit: int = BIAS_CODE_LIMIT
+) -> tuple[Tensor, list[int]]:
+    """Raise the weight scale of channels whose bias code would pass `limit`.
 
     Returns:
         The scales, and the channels that were raised.
     """
     codes = bias.double().abs() / (scale.double() * input_scale)
-    over = codes > BIAS_CODE_LIMIT
+    over = codes > limit
     if not bool(over.any()):
         return scale, []
-    raised = (bias.double().abs() / (input_scale * BIAS_CODE_LIMIT)).float() * (1 + 2.0**-20)
+    raised = (bias.double().abs() / (input_scale * limit)).float() * (1 + 2.0**-20)
     channels = torch.nonzero(over.expand(scale.shape) if scale.dim() == 0 else over).flatten()
     if scale.dim() == 0:
         return torch.maximum(scale, raised.max()), [0]
@@ -97,4 +107,16 @@ def raise_for_bias(scale: Tensor, bias: Tensor, input_scale: float) -> tuple[Ten
 def on_grid(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
     """Return the nearest bias on the int32 grid `s_x * s_w`, float32."""
     grid = input_scale.float() * weight_scale.float()
-    return (torch.round(bias.double() / grid.double()) * grid.double()).float()
+    return (bias_codes(bias, grid).double() * grid.double()).float()
+
+
+def bias_codes(bias: Tensor, grid: Tensor) -> Tensor:
+    """Return the codes of a bias, int32.
+
+    A code above 2^24 keeps its first 22 bits, so that `float32(code * grid)` is one number whether
+    the runtime stores it as a float or as the code, and gives the same code back.
+    """
+    codes = torch.round(bias.double() / grid.double())
+    step = torch.exp2(torch.floor(torch.log2(codes.abs().clamp(min=1.0))) - 21)
+    step = torch.where(codes.abs() > BIAS_CODE_LIMIT, step, 1.0)
+    return (torch.round(codes / step) * step).to(torch.int32)

@@ -27,6 +27,7 @@ class Role(enum.Enum):
     OUTPUT = "output"
     WEIGHT = "weight"
     BIAS = "bias"
+    CONSTANT = "constant"
     STATE = "state"
 
 

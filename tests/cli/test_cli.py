@@ -28,11 +28,14 @@ COMMANDS = [
     "recipes",
     "doctor",
     "schema",
+    "adapter",
 ]
 SCHEMAS = [
     "build",
     "verify",
     "bench",
+    "adapter-inspect",
+    "adapter-fuse",
     "doctor",
     "manifest",
     "measured",
@@ -248,7 +251,8 @@ def test_build_passes_its_options_on(built: list[Any]) -> None:
     words = (
         "build zoo:mobilenet --profile host --recipe int8 --calib c --eval e --metric top1 "
         "--format onnx --set plan.a=1 --set plan.b=2 --keep-float a* --batch 4 --dynamic batch "
-        "--out o --limit drop<=1 --seed 3 --calib-samples 8 --eval-samples 9 --samples 10 "
+        "--adapter d --adapter e@0.5 --out o --limit drop<=1 --seed 3 "
+        "--calib-samples 8 --eval-samples 9 --samples 10 "
         "--no-latency --no-drift --verify edited"
     )
     assert main(words.split()) == 0
@@ -267,6 +271,7 @@ def test_build_passes_its_options_on(built: list[Any]) -> None:
         "dynamic": ("batch",),
         "out": Path("o"),
         "limits": ("drop<=1",),
+        "adapters": ("d", "e@0.5"),
         "seed": 3,
         "calib_samples": 8,
         "eval_samples": 9,

@@ -13,6 +13,7 @@ from edgeopt.dialect import DEQUANTIZE
 from edgeopt.edges import require_site
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
+from edgeopt.quant.ranges import bias_codes
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.verify_graph import weighted_operands
 
@@ -61,7 +62,7 @@ def _rewrite(exported: ExportedProgram, changes: dict[str, str]) -> ExportedProg
         readers = list(placeholder.users)
         value = editor.table[fqn].detach()
         grid = grid.expand_as(value).contiguous()
-        codes = torch.round(value.double() / grid.double()).to(torch.int32)
+        codes = bias_codes(value, grid)
         editor.replace(fqn, codes)
         scale = editor.add_buffer(f"{fqn}_scale", grid)
         zero = editor.add_buffer(f"{fqn}_zero_point", torch.zeros_like(codes))

@@ -26,10 +26,13 @@ class PlanConfig:
     Attributes:
         weight_bits: Width of weight codes, or 0: the rule set's. 7 keeps u8 x s8 sums from
             saturating on a CPU without VNNI.
+        activation_bits: Width of activation codes, or 0: the rule set's. 16 on runtimes that take
+            it: slower, and nearly as exact as float.
         keep_float: Address globs that stay float, besides those of the recipe and command line.
     """
 
     weight_bits: int = 0
+    activation_bits: int = 0
     keep_float: tuple[str, ...] = ()
 
 
@@ -39,8 +42,11 @@ class PlanQuantization(Pass[PlanConfig]):
     Inputs, weights and biases of weighted operators are quantized; outputs where the runtime's
     kernel must write codes; operators with an integer kernel where all that they read are codes;
     operators that only move codes share the parameters of what they move. An activation that a
-    range expresses (ReLU, ReLU6) is absorbed: the codes stand behind it. What stays float is a
-    line of the plan too, with the reason.
+    range expresses (ReLU, ReLU6) is absorbed: the codes stand behind it. An embedding that is tied
+    to an integer head picks rows of the head's codes, so that one table serves both. Where the
+    rules say so, stored operands (position embeddings, weights of normalizations) become codes as
+    well, and the whole graph is carried as codes. What stays float is a line of the plan too, with
+    the reason.
     """
 
     name = "plan"
@@ -64,6 +70,9 @@ class PlanQuantization(Pass[PlanConfig]):
             lines[method] = _lines(exported, placement, rules)
             for weighted in placement.weighted:
                 changes[require_site(weighted.node).address] = "integer"
+            for table in placement.tables:
+                owner = require_site(table.weighted.node).address
+                changes[require_site(table.node).address] = f"rows of the codes of {owner}"
             for node, reason in placement.stays_float.items():
                 skipped[require_site(node).address] = reason
         if not changes:
@@ -79,7 +88,15 @@ class PlanQuantization(Pass[PlanConfig]):
         bits = self.config.weight_bits or rules.weight.bits
         if bits > rules.weight.bits:
             raise ConfigError(f"plan: {rules.name} takes weights of {rules.weight.bits} bits")
-        return dataclasses.replace(rules, weight=dataclasses.replace(rules.weight, bits=bits))
+        wide = self.config.activation_bits or rules.activation.bits
+        if wide not in (rules.activation.bits, *rules.activation_bits):
+            known = " or ".join(map(str, sorted({rules.activation.bits, *rules.activation_bits})))
+            raise ConfigError(f"plan: {rules.name} takes activations of {known} bits, not {wide}")
+        return dataclasses.replace(
+            rules,
+            weight=dataclasses.replace(rules.weight, bits=bits),
+            activation=dataclasses.replace(rules.activation, bits=wide),
+        )
 
     def _refuse_idle(self, keep: dict[str, str], state: ModelState) -> None:
         for pattern in keep:
@@ -98,7 +115,7 @@ def _lines(
     by_node: dict[Node, list[PlannedEdge]] = {}
     for value in placement.values:
         root = placement.groups.root(value)
-        source = Own() if root is value else Shared(_edge(root, "out"))
+        source = Own() if root is value else Shared(_owner(root, placement))
         line = _line(value, "out", Role.OUTPUT, rules.activation, source)
         by_node.setdefault(value, []).append(
             dataclasses.replace(line, codes_only=value in placement.codes_only)
@@ -109,8 +126,23 @@ def _lines(
                     reader, f"in{index}", Role.INPUT, rules.activation, Shared(_edge(value, "out"))
                 )
             )
+    owners = placement.owners
+    for constant in placement.constants:
+        owner = _owner(placement.groups.root(constant), placement)
+        for reader, index in placement.ports[constant]:
+            port = _edge(reader, f"in{index}")
+            source = Own() if port == owner else Shared(owner)
+            by_node.setdefault(reader, []).append(
+                _line(reader, port.port, Role.CONSTANT, rules.activation, source)
+            )
     for weighted in placement.weighted:
-        by_node.setdefault(weighted.node, []).extend(_weight_lines(weighted, rules))
+        found = _weight_lines(weighted, owners[weighted.weight].node, rules)
+        by_node.setdefault(weighted.node, []).extend(found)
+    for table in placement.tables:
+        source = Shared(_edge(table.weighted.node, "in1"))
+        by_node.setdefault(table.node, []).append(
+            _line(table.node, "in0", Role.WEIGHT, rules.weight, source)
+        )
     for node, reason in placement.stays_float.items():
         by_node.setdefault(node, []).append(
             PlannedEdge(
@@ -124,9 +156,16 @@ def _lines(
     )
 
 
-def _weight_lines(weighted: Weighted, rules: RuleSet) -> list[PlannedEdge]:
+def _owner(root: Node, placement: Placement) -> EdgeId:
+    """Return the edge that owns a value's parameters: of a constant, the first that reads it."""
+    if root in placement.constants:
+        reader, index = placement.ports[root][0]
+        return _edge(reader, f"in{index}")
+    return _edge(root, "out")
+
+
+def _weight_lines(weighted: Weighted, first: Node, rules: RuleSet) -> list[PlannedEdge]:
     node = weighted.node
-    first = next(iter(weighted.weight.users))
     # Calls of one module read one weight: the first call owns its parameters.
     source = Own() if first is node else Shared(_edge(first, "in1"))
     found = [_line(node, "in1", Role.WEIGHT, rules.weight, source)]

@@ -12,16 +12,26 @@ from torch.fx import Node
 
 from edgeopt import edges
 from edgeopt.contracts import Quantized
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE, storage_dtype
+from edgeopt.dialect import DEQUANTIZE, QUANTIZE, quantize, storage_dtype
 from edgeopt.edges import EdgeId, operator_name
 from edgeopt.errors import PreconditionError
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.plan import PlannedEdge, Shared
-from edgeopt.quant.ranges import affine_from_range, on_grid, raise_for_bias, weight_scales
+from edgeopt.quant.ranges import (
+    BIAS_CODE_LIMIT,
+    affine_from_range,
+    bias_code_limit,
+    on_grid,
+    raise_for_bias,
+    weight_scales,
+)
 from edgeopt.quant.spec import Affine, Granularity, Role
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.statistics import EdgeStatistics
+
+Ranges = dict[EdgeId, tuple[float, float]]
+"""Owner of parameters -> smallest and largest real value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +99,19 @@ class _Writer:
         self._codes: dict[EdgeId, Node] = {}  # out edge -> quantize node
         self._params: dict[EdgeId, tuple[Node, Node, Affine]] = {}  # out edge -> placeholders
         self._raw: dict[EdgeId, list[Node]] = {}  # out edge -> readers before anything was added
+        self._floats: dict[
+            str, Tensor
+        ] = {}  # FQN of a constant -> its values before they are codes
+        self._stored: set[str] = set()
         self.changes: dict[str, str] = {}
         self.notes: list[str] = []
         self.contracts: list[Quantized] = []
 
     def write(self) -> ExportedProgram:
         ranges = self._group_ranges()
+        constants = [row for row in self._rows if row.role is Role.CONSTANT]
+        for row in constants:
+            self._quantize_constant(row, ranges)
         outs = [row for row in self._rows if row.role is Role.OUTPUT]
         for row in sorted(outs, key=lambda r: isinstance(r.source, Shared)):
             self._quantize_value(row, ranges)
@@ -109,31 +126,73 @@ class _Writer:
                 self._quantize_weight(row)
         return self._editor.finish()
 
-    def _group_ranges(self) -> dict[EdgeId, tuple[float, float]]:
+    def _group_ranges(self) -> Ranges:
         """Join the ranges of all values that share parameters, under the owner's edge."""
         joined: dict[EdgeId, tuple[float, float]] = {}
         for row in self._rows:
-            if row.role is not Role.OUTPUT:
+            if row.role is Role.OUTPUT:
+                found = self._statistics[str(row.edge)]
+                ends = found.low, found.high
+            elif row.role is Role.CONSTANT:
+                ends = _ends(self._constant(row)[1])
+            else:
                 continue
-            owner = row.source.edge if isinstance(row.source, Shared) else row.edge
-            found = self._statistics[str(row.edge)]
-            low, high = joined.get(owner, (found.low, found.high))
-            joined[owner] = (min(low, found.low), max(high, found.high))
+            low, high = joined.get(_owner(row), ends)
+            joined[_owner(row)] = (min(low, ends[0]), max(high, ends[1]))
         return joined
 
-    def _quantize_value(self, row: PlannedEdge, ranges: dict[EdgeId, tuple[float, float]]) -> None:
+    def _parameters(
+        self, row: PlannedEdge, ranges: Ranges, base: str, bound: float | None
+    ) -> tuple[Node, Node, Affine]:
+        """Return scale, zero point and both as numbers, made once for all that share them."""
         assert row.spec is not None
-        node = self._node[row.edge.node]
-        owner = row.source.edge if isinstance(row.source, Shared) else row.edge
+        owner = _owner(row)
         if owner not in self._params:
-            affine = affine_from_range(*ranges[owner], row.spec, _clamp_bound(node))
-            base = _buffer_name(node)
+            affine = affine_from_range(*ranges[owner], row.spec, bound)
             self._params[owner] = (
                 self._editor.add_buffer(f"{base}_scale", affine.scale),
                 self._editor.add_buffer(f"{base}_zero_point", affine.zero_point),
                 affine,
             )
-        scale, zero, affine = self._params[owner]
+        return self._params[owner]
+
+    def _constant(self, row: PlannedEdge) -> tuple[str, Tensor]:
+        """Return FQN and float values of the stored tensor at a port."""
+        source = _argument(self._node[row.edge.node], _index(row.edge))
+        fqn = self._editor.fqn(source)
+        assert fqn is not None
+        return fqn, self._floats.setdefault(fqn, self._editor.table[fqn].detach().float())
+
+    def _quantize_constant(self, row: PlannedEdge, ranges: Ranges) -> None:
+        """Store a constant as codes; whatever else reads it sees the codes too."""
+        assert row.spec is not None
+        fqn, value = self._constant(row)
+        scale, zero, affine = self._parameters(row, ranges, fqn, None)
+        placeholder = self._editor.placeholder(fqn)
+        if fqn not in self._stored:
+            self._stored.add(fqn)
+            qmin, qmax, dtype = row.spec.qmin, row.spec.qmax, row.spec.codes_dtype
+            codes = quantize(value, affine.scale, affine.zero_point, None, None, dtype, qmin, qmax)
+            self._editor.replace(fqn, codes)
+            for reader in list(placeholder.users):
+                for index in _places(reader, placeholder):
+                    new = self._editor.call(
+                        DEQUANTIZE,
+                        (placeholder, scale, zero, None, None, dtype, torch.float32),
+                        parent=reader,
+                        suffix=f"dq.in{index}",
+                        before=reader,
+                    )
+                    _replace_argument(reader, index, new)
+        self.changes[row.address] = (
+            f"{row.spec}, scale {float(affine.scale):.6g}, zero point {int(affine.zero_point)}"
+        )
+        self.contracts.append(Quantized(row.edge, row.spec, fqn, row.address))
+
+    def _quantize_value(self, row: PlannedEdge, ranges: Ranges) -> None:
+        assert row.spec is not None
+        node = self._node[row.edge.node]
+        scale, zero, affine = self._parameters(row, ranges, _buffer_name(node), _clamp_bound(node))
         self._raw[row.edge] = list(node.users)
         self._codes[row.edge] = self._editor.call(
             QUANTIZE,
@@ -166,7 +225,7 @@ class _Writer:
         assert isinstance(row.source, Shared)
         reader = self._node[row.edge.node]
         new = self._dequantize(row.source.edge, reader, row.edge.port, reader)
-        _replace_argument(reader, int(row.edge.port.removeprefix("in")), new)
+        _replace_argument(reader, _index(row.edge), new)
 
     def _redirect_float_readers(self, row: PlannedEdge) -> None:
         """Let every other reader see the codes too, since the producer has no float to give."""
@@ -179,15 +238,17 @@ class _Writer:
 
     def _quantize_weight(self, row: PlannedEdge) -> None:
         assert row.spec is not None
-        node = self._node[row.edge.node]
-        source = node.args[1]
+        if isinstance(row.source, Shared):
+            return  # the first call of a shared module did it for all
+        source = self._node[row.edge.node].args[1]
         assert isinstance(source, Node)
         fqn = self._editor.fqn(source)
-        if fqn is None or isinstance(row.source, Shared):
-            return  # the first call of a shared module did it for all
+        assert fqn is not None
         spec = row.spec
         weight = self._editor.table[fqn].detach().float()
+        # the plan takes a weight only if its readers multiply by it (in1) or pick rows of it (in0)
         calls = [u for u in source.users if u.args[1] is source]
+        tables = [u for u in source.users if u.args[0] is source]
         scale = weight_scales(weight, spec)
         scale = self._bias_on_grid(calls, scale, fqn)
         shape = [1] * weight.dim()
@@ -201,21 +262,23 @@ class _Writer:
         zero_node = self._editor.add_buffer(f"{fqn}_zero_point", zeros)
         axis = spec.axis if spec.granularity is Granularity.CHANNEL else None
         stored = str(dtype).removeprefix("torch.")
-        for call in calls:
+        for reader, index in [*((call, 1) for call in calls), *((table, 0) for table in tables)]:
             new = self._editor.call(
                 DEQUANTIZE,
                 (source, scale_node, zero_node, axis, None, stored, torch.float32),
-                parent=call,
-                suffix="dq.in1",
-                before=call,
+                parent=reader,
+                suffix=f"dq.in{index}",
+                before=reader,
             )
-            call.update_arg(1, new)
-        self.changes[row.address] = f"{spec}"
-        self.contracts.append(Quantized(row.edge, spec, fqn, row.address))
+            reader.update_arg(index, new)
+        for reading in (r for r in self._rows if row.edge in (r.edge, _shared_with(r))):
+            self.changes[reading.address] = f"{spec}"
+            self.contracts.append(Quantized(reading.edge, spec, fqn, reading.address))
 
     def _bias_on_grid(self, calls: list[Node], scale: Tensor, fqn: str) -> Tensor:
         # Layers with a tied weight have biases of their own, and share the input's scale.
         found: dict[str, Tensor] = {}
+        limit = BIAS_CODE_LIMIT
         for call in calls:
             bias = call.args[2] if len(call.args) > 2 else None
             bias_fqn = self._editor.fqn(bias) if isinstance(bias, Node) else None
@@ -223,15 +286,16 @@ class _Writer:
             assert isinstance(activation, Node)
             input_scale = self._editor.tensor(activation.args[1])
             assert input_scale is not None
+            limit = bias_code_limit(str(activation.args[5]))
             if bias_fqn is not None:
                 found[bias_fqn] = input_scale
         for bias_fqn, input_scale in found.items():
             value = self._editor.table[bias_fqn].detach().float()
-            scale, raised = raise_for_bias(scale, value, float(input_scale))
+            scale, raised = raise_for_bias(scale, value, float(input_scale), limit)
             if raised:
                 self.notes.append(
                     f"{fqn}: weight scale raised in {len(raised)} channels so that the bias fits "
-                    "2^24"
+                    f"2^{limit.bit_length() - 1}"
                 )
         for bias_fqn, input_scale in found.items():
             value = self._editor.table[bias_fqn].detach().float()
@@ -239,9 +303,30 @@ class _Writer:
         return scale
 
 
+def _shared_with(row: PlannedEdge) -> EdgeId | None:
+    return row.source.edge if isinstance(row.source, Shared) else None
+
+
+def _owner(row: PlannedEdge) -> EdgeId:
+    return row.source.edge if isinstance(row.source, Shared) else row.edge
+
+
+def _ends(value: Tensor) -> tuple[float, float]:
+    if value.numel() == 0:
+        return 0.0, 0.0
+    low, high = torch.aminmax(value)
+    return float(low), float(high)
+
+
+def _index(edge: EdgeId) -> int:
+    return int(edge.port.removeprefix("in"))
+
+
 def _clamp_bound(node: Node) -> float | None:
     if node.op == "call_function" and operator_name(node) == "hardtanh":
         return float(node.args[2]) if len(node.args) > 2 else 1.0  # type: ignore[arg-type]
+    if node.op == "call_function" and operator_name(node) == "relu6":
+        return 6.0
     return None
 
 
@@ -257,8 +342,18 @@ def _after(node: Node, editor: ProgramEditor) -> Node:
     return [n for n in editor.graph.nodes if n.op == "placeholder"][-1]
 
 
+def _argument(reader: Node, index: int) -> Node:
+    found = edges.flat_arguments(reader)[index]
+    assert isinstance(found, Node)
+    return found
+
+
+def _places(reader: Node, source: Node) -> list[int]:
+    return [index for index, item in enumerate(edges.flat_arguments(reader)) if item is source]
+
+
 def _replace_argument(reader: Node, index: int, new: Node) -> None:
-    """Replace one flat argument; lists of tensors (concat) are counted through."""
+    """Replace one argument, by its port number."""
     position = 0
     args: list[Any] = []
     for argument in reader.args:
