@@ -293,8 +293,8 @@ class OperatorRow:
         site: FQN or node name.
         precision: `int8`, `float16`, `float32`.
         where: Execution provider, delegate, compiler or device. In a file that an accelerator or a
-            delegate takes a part of, the rest runs in a place whose name begins with `CPU` or
-            `portable` (`CPUExecutionProvider`, `portable kernels`).
+            delegate takes a part of, the rest runs in a place that has a word that begins with
+            `CPU` or `portable` (`CPUExecutionProvider`, `ExecuTorch CPU kernel`).
         macs: Multiply-accumulates of one call, 0 where none.
         reason: Why it is not INT8, where it is not.
     """

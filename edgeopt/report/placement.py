@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,8 +11,8 @@ from edgeopt.report.files import Files
 from edgeopt.report.words import count, kind, quantity, share, stage
 from edgeopt.results import BuildReport, OperatorRow
 
-FALLBACK = ("cpu", "portable")
-"""How the places begin that take what an accelerator or a delegate leaves."""
+FALLBACK = re.compile(r"\b(cpu|portable)", re.IGNORECASE)
+"""Names the places that take what an accelerator or a delegate leaves."""
 OFF = "off"
 MOST_MARKS = 600
 SMALLEST_MARK = 0.6
@@ -129,7 +130,7 @@ def off_accelerator(rows: Sequence[OperatorRow], *, delegates: bool) -> list[boo
         rows: Of one file.
         delegates: The file is made for one, even if it took nothing.
     """
-    fallback = [row.where.casefold().startswith(FALLBACK) for row in rows]
+    fallback = [FALLBACK.search(row.where) is not None for row in rows]
     return fallback if delegates or not all(fallback) else [False] * len(rows)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.report.drift import Profile
 from edgeopt.report.printable import printable
+from edgeopt.report.view import called
 from edgeopt.report.words import number, stage
 from edgeopt.results import EXACT_DB, AccuracyResult, Comparison, DriftRow, LatencyResult
 
@@ -73,7 +74,7 @@ def latency_plot(
             )
     axes.set_ylim(-0.36, len(results) - 0.22)
     axes.set_yticks([len(results) - 1 - i + 0.18 for i in range(len(results))])
-    axes.set_yticklabels([_short(_called(r)) for r in results])
+    axes.set_yticklabels([_short(called(r)) for r in results])
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel(
         "latency of one call in ms;  ● p50  ▲ p90  ◆ p99 with 95 % intervals", color=_MUTED
@@ -224,10 +225,6 @@ def _finite(values: Iterable[float | None]) -> list[float]:
 def _shown(value: float | None) -> float:
     """Return an SNR, or NaN, which draws nothing, where nothing or everything differs."""
     return math.nan if value is None or abs(value) >= EXACT_DB else value
-
-
-def _called(result: LatencyResult) -> str:
-    return result.artifact if result.method == "forward" else f"{result.artifact} {result.method}"
 
 
 def drift_plot(rows: Sequence[DriftRow], name: str = "drift-plot") -> str:

@@ -53,6 +53,11 @@ def machines(report: BuildReport) -> tuple[tuple[Machine, tuple[LatencyResult, .
     )
 
 
+def called(result: LatencyResult) -> str:
+    """Name an artifact, and the method where it is not the usual one."""
+    return result.artifact if result.method == "forward" else f"{result.artifact} {result.method}"
+
+
 def latency_findings(
     results: Sequence[LatencyResult], comparisons: Iterable[Comparison]
 ) -> tuple[str, ...]:
@@ -62,9 +67,10 @@ def latency_findings(
         results: Measured on one machine.
         comparisons: All pairs; only this machine's are used.
     """
-    if results[0].machine.device != "host":  # pairs are interleaved on the building machine only
-        comparisons = ()
     found = {r.artifact: r for r in results}
+    # Pairs are interleaved on the building machine only, and do not say which method they are of.
+    if results[0].machine.device != "host" or len(found) < len(results):
+        comparisons = ()
     said: set[str] = set()
     words = []
     for pair in comparisons:
@@ -78,7 +84,7 @@ def latency_findings(
     for result in results:
         if result.artifact not in said:
             words.append(
-                f"{result.artifact} takes {number(result.p50.value)} ms at the median, "
+                f"{called(result)} takes {number(result.p50.value)} ms at the median, "
                 f"{number(result.p99.value)} ms at p99."
             )
     return tuple(words)

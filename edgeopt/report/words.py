@@ -50,11 +50,11 @@ def decibels(snr_db: float | None) -> str:
 def share(part: float) -> str:
     """Write a share of 0 to 1 in percent; only all is 100 %, only nothing 0 %."""
     percent = 100 * part
-    if 0 < percent < 0.05:
+    if percent in (0, 100):
+        return f"{percent:.0f} %"
+    if percent < 0.05:
         return "under 0.1 %"
-    if 99.95 <= percent < 100:
-        return "over 99.9 %"
-    return f"{percent:.1f} %".replace("100.0", "100").replace(" 0.0", " 0")
+    return "over 99.9 %" if percent >= 99.95 else f"{percent:.1f} %"
 
 
 def count(number_of: int, noun: str, nouns: str = "") -> str:

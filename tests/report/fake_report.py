@@ -273,9 +273,9 @@ OPERATORS = (
     ("Gemm", "mlp.fc2:linear#0", 256 * 1024, ("int8", "htp"), ("int8", "xnn"), ("int8", "cpu")),
 )  # fmt: skip
 PLACES = {
-    "htp": "QNN HTP v73",
+    "htp": "HTP v73",
     "xnn": "XNNPACK",
-    "portable": "portable kernels",
+    "portable": "ExecuTorch CPU kernel",
     "cpu": "CPUExecutionProvider",
 }
 WHY_FLOAT = {

@@ -203,7 +203,9 @@ def test_every_target_has_its_figures_size_strip_and_drift(
     assert cards == ["target verdict", "target shipped", "target stand-in"]
     marks = [v for t, n, v in page.attributes if (t, n) == ("i", "title")]
     assert len(marks) == len(fake_report.operators)
-    assert any(m.startswith("blocks.0.mlp:gelu#0\nGelu, float32\non portable k") for m in marks)
+    assert any(
+        m.startswith("blocks.0.mlp:gelu#0\nGelu, float32\non ExecuTorch CPU k") for m in marks
+    )
 
 
 def test_switches_panels_without_a_script(text: str) -> None:

@@ -20,7 +20,7 @@ ROWS = st.lists(
         operator=st.sampled_from(["Gemm", "Add"]),
         site=st.sampled_from(["blocks.0.fc:linear#0", "blocks.1:add#0", "cast_1", ""]),
         precision=st.sampled_from(["int8", "float16", "float32", "unknown"]),
-        where=st.sampled_from(["QNN HTP", "CPUExecutionProvider"]),
+        where=st.sampled_from(["HTP v73", "CPUExecutionProvider"]),
         macs=st.integers(0, 10**12),
     ),
     min_size=1,
@@ -63,7 +63,7 @@ def test_marks_stand_in_graph_order(fake_report: BuildReport) -> None:
 
 
 def test_too_many_operators_are_shown_with_their_neighbours(fake_report: BuildReport) -> None:
-    rows = [row("QNN HTP", macs=i % 3) for i in range(placement.MOST_MARKS)]
+    rows = [row("HTP v73", macs=i % 3) for i in range(placement.MOST_MARKS)]
     rows.insert(300, row("CPUExecutionProvider", "float32"))
     found = of(fake_report, rows)
     assert [mark.kind for mark in found.marks] == ["int8", OFF, "int8"]
@@ -92,9 +92,9 @@ def test_the_finding_counts(fake_report: BuildReport) -> None:
         "98.4 % of the multiply-accumulates run in INT8; "
         "8 of 40 operators are left to the CPU (Norm, Gelu)."
     )
-    assert found["xnnpack"].places == (("XNNPACK", 32), ("portable kernels", 8))
+    assert found["xnnpack"].places == (("XNNPACK", 32), ("ExecuTorch CPU kernel", 8))
     assert found["xnnpack"].elsewhere[0].kind == OFF  # the worst first
-    assert of(fake_report, [row("QNN HTP")]).finding == "Each of 1 operator runs in INT8."
+    assert of(fake_report, [row("HTP v73")]).finding == "Each of 1 operator runs in INT8."
 
 
 @pytest.mark.parametrize(
