@@ -18,7 +18,8 @@ import numpy as np
 
 TOKENS = 32
 """Longer sentences are cut; of these pairs none is."""
-CALIBRATION_PAIRS = 100
+CALIBRATION_PAIRS = 50
+EVALUATION_PAIRS = 150
 
 Array = np.ndarray[Any, Any]
 
@@ -47,8 +48,8 @@ def sentences() -> dict[str, Array]:
 
 
 def pairs() -> dict[str, Array]:
-    """Return the other pairs with their scores 0 to 5."""
-    rows = _rows()[CALIBRATION_PAIRS:]
+    """Return the next pairs with their scores 0 to 5."""
+    rows = _rows()[CALIBRATION_PAIRS : CALIBRATION_PAIRS + EVALUATION_PAIRS]
     scores = np.repeat(np.array([float(row[0]) for row in rows], dtype=np.float32), 2)
     return tokens([text for row in rows for text in row[1:3]]) | {"labels": scores}
 
