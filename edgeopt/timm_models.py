@@ -24,6 +24,7 @@ PICTURE_OPTIONS = ("resize", "crop", "mean", "std", "channels")
 # These would fetch or load weights in ways of their own.
 REFUSED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
+
 def load_timm(spec: str) -> LoadedModel:
     """Create a timm model and load its weights from a file.
 

@@ -264,9 +264,7 @@ def _load_with(
 def _inputs(module: Any, wanted: str, spec: str) -> tuple[str, ...]:
     parameters = inspect.signature(module.forward).parameters
     main = str(getattr(module, "main_input_name", "input_ids"))
-    names = _names(wanted) or (
-        ("input_ids", "attention_mask") if main == "input_ids" else (main,)
-    )
+    names = _names(wanted) or (("input_ids", "attention_mask") if main == "input_ids" else (main,))
     if not wanted and "attention_mask" not in parameters:
         names = names[:1]
     for name in names:
@@ -342,7 +340,7 @@ def _length(text: str, longest: int, spec: str) -> int:
 
 
 def _with_plain_tensors(
-    module: Any,
+    module: nn.Module,
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     spec: str,
@@ -368,7 +366,7 @@ def _with_plain_tensors(
     )
     named = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     module.__class__ = type(original.__name__, (original,), {"forward": forward, **named})
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def _metric(kind: type[Any]) -> str | None:

@@ -105,9 +105,7 @@ def _mapped(contracts: tuple[Contract, ...], transposed: frozenset[str]) -> tupl
     )
 
 
-def dynamic_batch(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], module: torch.nn.Module
-) -> Any:
+def dynamic_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], module: torch.nn.Module) -> Any:
     """Return dynamic shapes that leave dimension 0 of all tensor inputs open.
 
     None where inputs have no common first dimension of at least 2.
