@@ -413,6 +413,7 @@ class ArtifactRow:
     int8_macs: float | None
     notes: tuple[str, ...] = ()
     role: FileRole | None = None
+    float_gemms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

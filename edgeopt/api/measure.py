@@ -199,4 +199,5 @@ def artifact_row(artifact: Artifact, found: Structure, role: FileRole) -> Artifa
         int8_macs=found.int8_macs,
         notes=artifact.notes,
         role=role,
+        float_gemms=found.float_gemms,
     )
