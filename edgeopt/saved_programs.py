@@ -40,9 +40,13 @@ def load_program(spec: str) -> LoadedModel:
     names = trees.input_names(
         exported.module_call_graph[0].signature.forward_arg_names or (), args, kwargs
     )
-    module = as_module(exported)
-    sizes = _free_sizes(exported, names)
-    shapes = trees.export_shapes(args, kwargs, sizes, module.forward) if any(sizes) else None
+    try:
+        module = as_module(exported)
+        sizes = _free_sizes(exported, names)
+        shapes = trees.export_shapes(args, kwargs, sizes, module.forward) if any(sizes) else None
+    except Exception as failure:  # names and sizes that contradict each other
+        text = " ".join(str(failure).split())[:200]
+        raise ModelError(f"{path}: the program cannot be made a module: {text}") from failure
     return from_module(
         module,
         args,
