@@ -80,8 +80,8 @@ def images() -> Tensor:
 def build(recipe: str, images: Tensor, out: Path, *settings: str) -> BuildOutcome:
     return edgeopt.build(
         model(), images[:2], profile="host", recipe=recipe, settings=settings,
-        calibration=images[:128], evaluate=images[128:], calib_samples=128, latency=False, drift=False,
-        out=out,
+        calibration=images[:128], evaluate=images[128:], calib_samples=128,
+        latency=False, drift=False, out=out,
     )  # fmt: skip
 
 
