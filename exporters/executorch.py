@@ -84,21 +84,22 @@ class ExecuTorchExporter(Exporter):
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise ExportError(f"executorch: {request.name}: {problems[0]}{more}")
-        decomposed = {
-            name: lowering.to_decomposed(exported, _max_batch(request))
+        programs = {
+            name: lowering.bounded(exported, _max_batch(request))
             for name, exported in request.programs.items()
         }
+        decomposed = {name: lowering.to_decomposed(p) for name, p in programs.items()}
         lowered = lowering.lower(decomposed, _about(request), ABOUT)
         path = folder / f"{request.name}.pte"
         file = parse(lowered.data, path.name)
-        sites = {name: _sites(lowered, name) for name in request.programs}
+        sites = {name: _sites(lowered, name) for name in programs}
         located = _Located(file, sites)
-        methods = tuple(_method(name, p, request) for name, p in request.programs.items())
+        methods = tuple(_method(name, p, request) for name, p in programs.items())
         _check_interface(file, methods, path.name)
         _refuse_leftovers(file, lowered, path.name)
         tensor_map: dict[str, TensorEntry] = {}
         edge_map: dict[str, str] = {}
-        for name, exported in request.programs.items():
+        for name, exported in programs.items():
             tensor_map |= _tensor_map(located, name, exported)
             edge_map |= _edge_map(located, name, exported, path.name)
             _check_weights(located, name, exported, tensor_map, path.name)
@@ -469,8 +470,20 @@ def _notes(file: ExecuTorchFile, request: ExportRequest) -> Iterator[str]:
             f"{name}: {len(method.delegates)} delegates; outside: {words or 'nothing'}; planned "
             f"memory {sum(method.arenas)} bytes (XNNPACK's workspace not counted)"
         )
-    if any(tensor.dynamic for m in file.methods.values() for tensor in m.inputs):
-        yield f"dynamic sizes are at most {_max_batch(request)} (option max_batch)"
+    asked = _max_batch(request)
+    bounds = [
+        got
+        for written in (_method(n, p, request) for n, p in request.programs.items())
+        for tensor, spec in zip(file.methods[written.name].inputs, written.inputs, strict=True)
+        for got, size in zip(tensor.shape, spec.shape, strict=True)
+        if not isinstance(size, int)
+    ]
+    if bounds:
+        words = f"dynamic sizes are at most {min(bounds)}"
+        if min(bounds) < asked:
+            # torch guards the choice of a convolution's kernel below a batch of 16
+            words += f", not {asked}: the captured operators hold only below that"
+        yield f"{words} (option max_batch)"
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -473,7 +473,7 @@ def _values(graph: Mapping[str, Any], constants: list[str]) -> Iterator[tuple[in
         params: Any = None
         if kind == "XNNQuantizedTensorValue":
             params, body = body["quant_params"], body["tensor_value"]
-        held: dict[str, Any] = params[1] if params is not None else {}
+        held: dict[str, Any] = dict(params[1]) if params is not None else {}
         per_channel = params is not None and params[0].startswith("PerChannel")
         yield (
             body["id_out"],

@@ -123,17 +123,18 @@ class ExecuTorchInspector(Inspector):
                 "kernels": _kernel_counts(file),
                 "outside": _outside(file, sites),
                 "memory_plan": {n: _memory_plan(m) for n, m in file.methods.items()},
-                **self._profile(folder / artifact.model_file.path, target),
+                **self._profile(folder, artifact, target),
             },
         )
 
-    def _profile(self, path: Path, target: Target) -> dict[str, Any]:
+    def _profile(self, folder: Path, artifact: Artifact, target: Target) -> dict[str, Any]:
         """Return where the time goes on this machine, if its runtime is here."""
         from edgeopt.runtime_tests.executorch_profile import profile
 
         if self.runner().unavailable() is not None:
             return {}
-        kernels = profile(path, threads=target.protocol.threads)[:SLOWEST_KERNELS]
+        path, method = folder / artifact.model_file.path, artifact.methods[0].name
+        kernels = profile(path, method=method, threads=target.protocol.threads)[:SLOWEST_KERNELS]
         return {
             "slowest_here": [
                 f"{k.kernel}: {k.calls} calls, {k.microseconds:.0f} us, {100 * k.share:.0f} %"
@@ -175,7 +176,8 @@ class ExecuTorchInspector(Inspector):
     def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
         from edgeopt.runtime_tests.executorch_runner import peak_memory
 
-        return peak_memory(artifact.name, folder / artifact.model_file.path)
+        method = artifact.methods[0].name
+        return peak_memory(artifact.name, folder / artifact.model_file.path, method=method)
 
 
 def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[OperatorRow]:
