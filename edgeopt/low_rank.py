@@ -118,10 +118,12 @@ def whitener(gram: Tensor) -> Tensor:
 def output_error(weight: Tensor, up: Tensor, down: Tensor, gram: Tensor) -> float:
     """Return `||(W - B A) X||_F / ||W X||_F` from `G = X X^T`, whatever made the factors.
 
-    0 where `W X` is zero and so is the error.
+    Where `W X` is zero: 0 if the error is zero too, else infinite.
     """
     w = weight.detach().double()
     left_out = w - up.detach().double() @ down.detach().double()
     noise = float(((left_out @ gram) * left_out).sum().clamp(min=0))
     signal = float(((w @ gram) * w).sum())
-    return (noise / signal) ** 0.5 if signal > 0 else 0.0
+    if signal <= 0:
+        return 0.0 if noise == 0 else float("inf")
+    return (noise / signal) ** 0.5

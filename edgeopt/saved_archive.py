@@ -55,11 +55,55 @@ _TARGET = re.compile(
 _REFUSED_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|_print|save|load)\b.*")
 
 _EXPRESSIONS = frozenset(
-    """Symbol Integer Rational Float Add Mul Pow Max Min Mod Eq Ne Equality Unequality Lt Le Gt Ge
-    StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not FloorDiv ModularIndexing Where
-    PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv
-    IntTrueDiv TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity floor ceiling
-    """.split()
+    {
+        "Symbol",
+        "Integer",
+        "Rational",
+        "Float",
+        "Add",
+        "Mul",
+        "Pow",
+        "Max",
+        "Min",
+        "Mod",
+        "Eq",
+        "Ne",
+        "Equality",
+        "Unequality",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "StrictLessThan",
+        "LessThan",
+        "StrictGreaterThan",
+        "GreaterThan",
+        "And",
+        "Or",
+        "Not",
+        "FloorDiv",
+        "ModularIndexing",
+        "Where",
+        "PythonMod",
+        "CleanDiv",
+        "CeilToInt",
+        "FloorToInt",
+        "CeilDiv",
+        "LShift",
+        "RShift",
+        "PowByNatural",
+        "FloatPow",
+        "FloatTrueDiv",
+        "IntTrueDiv",
+        "TruncToFloat",
+        "TruncToInt",
+        "RoundToInt",
+        "RoundDecimal",
+        "ToFloat",
+        "Identity",
+        "floor",
+        "ceiling",
+    }
 )
 _CONSTANTS = frozenset({"true", "false", "oo", "int_oo"})
 _MAX_EXPONENT = 16
@@ -334,9 +378,9 @@ def _is_expression(node: ast.AST) -> bool:
         return False
     if name == "Symbol":
         # Only here may a string stand: others would evaluate it.
-        (first, *more) = node.args or [None]
+        first = node.args[0] if len(node.args) == 1 else None
         word = first.value if isinstance(first, ast.Constant) else None
-        return not more and isinstance(word, str) and word.isidentifier()
+        return isinstance(word, str) and word.isidentifier()
     if any(not isinstance(k.value.value, (bool, int)) for k in node.keywords):  # type: ignore[attr-defined]
         return False
     if name == "Pow" and not _small_power(node):

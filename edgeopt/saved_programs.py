@@ -40,9 +40,13 @@ def load_program(spec: str) -> LoadedModel:
     names = trees.input_names(
         exported.module_call_graph[0].signature.forward_arg_names or (), args, kwargs
     )
-    module = as_module(exported)
-    sizes = _free_sizes(exported, names)
-    shapes = trees.export_shapes(args, kwargs, sizes, module.forward) if any(sizes) else None
+    try:
+        module = as_module(exported)
+        sizes = _free_sizes(exported, names)
+        shapes = trees.export_shapes(args, kwargs, sizes, module.forward) if any(sizes) else None
+    except Exception as failure:  # names and sizes that contradict each other
+        text = " ".join(str(failure).split())[:200]
+        raise ModelError(f"{path}: the program cannot be made a module: {text}") from failure
     return from_module(
         module,
         args,
@@ -171,7 +175,8 @@ def as_module(exported: ExportedProgram) -> GraphModule:
     module = GraphModule(graph_module, graph_module.graph)
     copies: dict[Any, Tensor] = {}
     for child in module.modules():
-        for table in (child._parameters, child._buffers, vars(child)):
+        tables: tuple[dict[str, Any], ...] = (child._parameters, child._buffers, vars(child))
+        for table in tables:
             for name, value in list(table.items()):
                 if isinstance(value, Tensor):
                     table[name] = _copied(value, copies)
@@ -214,7 +219,8 @@ def _restore(module: GraphModule, node: Node) -> None:
         if any(name in tensors and value is not tensors[name] for name, value in held.items()):
             return
         for name, value in {**held, **tensors}.items():
-            (made._parameters if name in made._parameters else made._buffers)[name] = value
+            own: dict[str, Any] = made._parameters if name in made._parameters else made._buffers
+            own[name] = value
         module.set_submodule(fqn, made.eval())
     elif repr(holder) != repr(made) or any(
         getattr(holder, name, None) is not value for name, value in tensors.items()
@@ -287,11 +293,12 @@ def _convolution(kind: type[Any]) -> Callable[[Node, Tensor], nn.Module | None]:
         dims = weight.dim() - 2
         stride, padding, dilation = (_each(value, dims) for value in args[3:6])
         groups = args[6]
-        return kind(  # type: ignore[no-any-return]
+        made: nn.Module = kind(
             weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride=stride,
             padding=padding, dilation=dilation, groups=groups, bias=_bias(node) is not None,
             device="meta",
         )  # fmt: skip
+        return made
 
     return make
 
@@ -315,8 +322,9 @@ def _batch_norm(node: Node, weight: Tensor) -> nn.Module | None:
     }
     if not isinstance(value, Tensor) or value.dim() not in kinds or node.args[5] is not False:
         return None
-    made = kinds[value.dim()](weight.shape[0], eps=node.args[7], momentum=node.args[6])
-    return made  # type: ignore[no-any-return]
+    kind = kinds[value.dim()]
+    made: nn.Module = kind(weight.shape[0], eps=node.args[7], momentum=node.args[6])
+    return made
 
 
 def _bias(node: Node) -> Any:

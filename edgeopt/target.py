@@ -51,6 +51,8 @@ class OperatorRule:
             more than they save; `any` otherwise.
         constants: Its kernel takes codes of a stored tensor too (a position embedding, the weight
             of a normalization); they are quantized as activations are.
+        output_range: The range that its kernel assumes for its codes, whatever was measured; empty
+            where any range will do.
         fuses: Activations that its kernel takes in, of those that are absorbed; `any` for all.
         note: Why; shown where the operator stays float.
     """
@@ -59,6 +61,7 @@ class OperatorRule:
     output: str = "float"
     reads: str = "any"
     constants: bool = False
+    output_range: tuple[float, float] | tuple[()] = ()
     fuses: tuple[str, ...] = ("any",)
     note: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import warnings
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 import edgeopt
 from edgeopt import edges, program
@@ -63,6 +65,8 @@ class OnnxExporter(Exporter):
         problems = self.unsupported(request)
         if problems:
             raise ExportError(f"onnx: {request.name}: {problems[0]}")
+        from edgeopt.exporters.onnx_rewrites.own_constants import own_constants
+
         (method,) = request.programs
         exported = request.programs[method]
         model, written = _translated(exported, int(request.target.options.get("opset", 20)))
@@ -70,6 +74,7 @@ class OnnxExporter(Exporter):
         _name_nodes(model, sites)
         transforms, folded = _rewrite(model)
         transforms |= _name_weights(model, exported)
+        own_constants(model)
         if request.precision == "float16":
             from edgeopt.exporters.onnx_rewrites.to_float16 import to_float16
 
@@ -346,6 +351,39 @@ def _name_codes(
     for site, codes in folded.items():
         if site in edge_at and codes.name is not None:
             found[edge_at[site][0]] = codes.name
+    missing = {edge for edge, _ in edge_at.values()} - set(found)
+    if missing:
+        twins = _twins(exported)
+        found |= {edge: found[twins[edge]] for edge in sorted(missing) if twins[edge] in found}
+    return found
+
+
+def _twins(exported: ExportedProgram) -> dict[str, str]:
+    """Map each quantized edge to the first that carries the same codes.
+
+    torch.onnx computes only once what a program computes twice from the same values.
+    """
+    table, names = program.tensors(exported), program.tensor_names(exported)
+    numbers: dict[Any, int] = {}
+    number_of: dict[Node, int] = {}
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for node in exported.graph.nodes:
+        key: Any = node.name
+        if node.name in names:
+            value = table[names[node.name]].detach().cpu().contiguous()
+            data = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+            key = (str(value.dtype), tuple(value.shape), hashlib.sha256(data).digest())
+        elif node.op == "call_function":
+            arguments = torch.fx.map_arg((node.args, node.kwargs), lambda n: f"%{number_of[n]}")
+            if edges.operator_name(node) == "transpose":  # of two axes in either order
+                rank = node.meta["val"].dim()
+                arguments = arguments[0][0], sorted(axis % rank for axis in node.args[1:])
+            key = (str(node.target), repr(arguments))
+        number_of[node] = numbers.setdefault(key, len(numbers))
+        edge = edge_of(node) if node.target is QUANTIZE else None
+        if edge is not None:
+            found[str(edge)] = first.setdefault(number_of[node], str(edge))
     return found
 
 

@@ -80,13 +80,13 @@ def _illegal(exported: ExportedProgram, opset: int) -> Iterator[str]:
             continue
         site = edges.site_of(found.node)
         where = site.address if site is not None else found.node.name
-        if found.codes_dtype not in ("uint8", "uint16"):
+        if found.codes_dtype not in ("uint8", "uint16", "int16"):
             yield (
                 f"{where}: {found.codes_dtype} activations, which the NPU computes wrongly without "
                 "a word; re-plan by the rules of qnn (unsigned, affine)"
             )
-        elif found.codes_dtype == "uint16" and opset < OLDEST_WIDE_OPSET:
-            yield f"{where}: uint16 codes need opset {OLDEST_WIDE_OPSET}, not {opset}"
+        elif found.codes_dtype != "uint8" and opset < OLDEST_WIDE_OPSET:
+            yield f"{where}: {found.codes_dtype} codes need opset {OLDEST_WIDE_OPSET}, not {opset}"
 
 
 def _compiled(artifact: Artifact, folder: Path, chips: str) -> Artifact:

@@ -178,4 +178,5 @@ def test_the_output_error_is_that_of_the_outputs() -> None:
     direct = torch.linalg.matrix_norm(x @ (weight - up @ down).T)
     want = float(direct / torch.linalg.matrix_norm(x @ weight.T))
     assert output_error(weight, up, down, gram(x)) == pytest.approx(want, rel=1e-9)
-    assert output_error(0 * weight, up, down, gram(x)) == 0.0
+    assert output_error(0 * weight, up, down, gram(x)) == float("inf")
+    assert output_error(0 * weight, 0 * up, down, gram(x)) == 0.0

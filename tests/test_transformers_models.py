@@ -109,9 +109,7 @@ def test_any_batch_and_length_go_through_one_capture(llama: Path) -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_options_choose_class_inputs_outputs_and_length(
-    transformers: Any, tmp_path: Path
-) -> None:
+def test_options_choose_class_inputs_outputs_and_length(transformers: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     transformers.BertForSequenceClassification(
         transformers.BertConfig(**SIZES, num_labels=3)
@@ -252,7 +250,7 @@ def test_data_of_another_length_than_the_files_need_a_dynamic_dimension(
         "recipe": "float", "latency": False, "drift": False, "verify": "edited",
         "out": tmp_path / "bundle",
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="input_ids is 12 long in sequence.*--dynamic sequence"):
+    with pytest.raises(ConfigError, match=r"input_ids is 12 long in sequence.*--dynamic sequence"):
         run_build(BuildOptions(**options))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"--dynamic sequense: no such.*'sequence'"):
         run_build(BuildOptions(**{**options, "eval": None, "dynamic": "sequense"}))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ class Found:
     masks: Tensor | None = None
 
 
-Pair = namedtuple("Pair", "left right")  # noqa: PYI024 -- torch knows this kind
+Pair = namedtuple("Pair", "left right")
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,9 @@ def test_a_classifier_is_right_on_held_out_pictures(name: str, least: float) -> 
 
 
 def test_the_language_model_predicts_held_out_text() -> None:
-    # PLACEHOLDER
-    assert zoo.held_out_metric("bytelm") <= 4.5
+    # 3.16 measured on the text of Python 3.11.7; all windows: 3.15 there, 3.25 on that of 3.12.1
+    # and 3.17 on that of 3.13.0. Frequencies of single bytes alone give 27.
+    assert 2.5 <= zoo.held_out_metric("bytelm") <= 3.6
 
 
 def test_the_zoos_perplexity_is_the_metrics() -> None:

@@ -181,8 +181,8 @@ class _Gate:
         why = ""
         if not inspector.times_here:
             why = (
-                f"a {self._ours.artifact.format} file is timed on its device, and its measurements "
-                "are brought home with `edgeopt report BUNDLE --attach`; both sides need one"
+                f"a {self._ours.artifact.format} file is timed on its device; what `edgeopt report "
+                "BUNDLE --attach` brought home is used where both sides have it"
             )
         else:
             why = inspector.runner().unavailable() or ""

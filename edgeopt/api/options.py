@@ -27,7 +27,7 @@ class BuildOptions:
         settings: `pass.option=value`.
         keep_float: Address globs that stay float.
         batch: Batch size of the files, or None: the protocol's.
-        dynamic: Names of dimensions that stay dynamic (`batch`).
+        dynamic: Names of dimensions that stay dynamic (`batch`, `sequence`, ...: the model's).
         out: The bundle's folder, or None: `dist/MODEL-PROFILE`.
         limits: `NAME<=NUMBER` or `NAME>=NUMBER`; replace the profile's of that name.
         adapters: PEFT LoRA folders, each `DIR` or `DIR@WEIGHT`, fused before the float reference is

@@ -11,6 +11,7 @@ from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.fuse.fuse_lora import FuseLora
 from edgeopt.passes.legalize.drop_implied_activations import DropImpliedActivations
 from edgeopt.passes.legalize.integer_bias import IntegerBias
+from edgeopt.passes.legalize.signed_second_operands import SignedSecondOperands
 from edgeopt.passes.legalize.symmetric_activations import SymmetricActivations
 from edgeopt.passes.legalize.unsigned_activations import UnsignedActivations
 from edgeopt.passes.prepare.decompose_attention import DecomposeAttention
@@ -41,6 +42,7 @@ ALL: tuple[type[Pass[Any]], ...] = (
     Calibrate,
     Quantize,
     DropImpliedActivations,
+    SignedSecondOperands,
     UnsignedActivations,
     IntegerBias,
     SymmetricActivations,

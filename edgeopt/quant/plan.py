@@ -44,6 +44,7 @@ class PlannedEdge:
         reason: Why, in words; always there where `spec` is None.
         codes_only: Of an output: the producer's kernel writes codes, so every reader sees them.
             Otherwise readers that are not planned keep reading the float value.
+        fixed_range: The range that the kernel assumes, or None: it is measured.
     """
 
     edge: EdgeId
@@ -53,6 +54,7 @@ class PlannedEdge:
     source: Source = Own()
     reason: str = ""
     codes_only: bool = False
+    fixed_range: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         what = str(self.spec) if self.spec is not None else "float"

@@ -81,7 +81,9 @@ def targets(report: BuildReport) -> tuple[TargetView, ...]:
 
 
 def _file(artifact: ArtifactRow, yardstick: ArtifactRow | None) -> Figure:
-    note, percent = artifact.format, None
+    note, percent = "no float file to compare with", None
+    if artifact.precision != "int8":
+        note = artifact.format
     if yardstick is not None and artifact.size_bytes and yardstick.size_bytes:
         ratio = yardstick.size_bytes / artifact.size_bytes
         note = f"{ratio:.2f} × smaller than {yardstick.precision}"
@@ -185,7 +187,7 @@ def _open_latency_limit(report: BuildReport, artifact: str) -> str:
 def _proof(report: BuildReport, artifact: ArtifactRow) -> Figure:
     found = [p for p in report.proof if p.artifact == artifact.name]
     if not found:
-        why = "no runtime of its own gave its integers here"
+        why = "its runtime's integers were not compared"
         if artifact.precision != "int8":
             why = f"a {artifact.precision} file"
         return Figure("Integer proof", "not proven", "", why, why, tone="open")

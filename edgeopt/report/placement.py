@@ -174,7 +174,7 @@ def _finding(rows: Sequence[OperatorRow], kinds: Sequence[str]) -> str:
         do_not = "do not" if macs else "do not run in INT8"
         found.append(f"{outside} of {count(len(rows), 'operator')} {do_not}")
     else:
-        found = [f"Each of {count(len(rows), 'operator')} runs in INT8"]
+        found = [f"Each of {count(len(rows), 'reported operator')} runs in INT8"]
     return f"{'; '.join(found)}."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import plistlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgeopt.api import assets as module
 from edgeopt.api.assets import run_assets
 from edgeopt.api.build import BuildOptions, run_build
 from edgeopt.app_assets.manifest import AppManifest, AssetsResult, read_manifest
+from edgeopt.app_assets.platforms import PLATFORMS
 from edgeopt.app_assets.vectors import read_vectors
 from edgeopt.artifact import Preprocessing
 from edgeopt.bundle import read_golden
@@ -382,3 +384,28 @@ def test_a_jetson_gets_what_its_script_reads(
     (folder / "golden" / "tensorrt.npz").unlink()
     ran = subprocess.run(script, cwd=folder, capture_output=True, text=True, check=False)
     assert "tensorrt.npz" in ran.stderr
+
+
+# --- the guide -----------------------------------------------------------------------------------
+
+GUIDE = Path(__file__).resolve().parent.parent.parent / "docs" / "app_assets.md"
+
+
+def test_the_guides_self_test_runs_without_numpy(bundle: Path, tmp_path: Path) -> None:
+    folder = run_assets(bundle, "ios", tmp_path / "app").path
+    code = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.M | re.S)[0]
+    assert "numpy" not in code
+    names: dict[str, Any] = {}
+    exec(compile(code, str(GUIDE), "exec"), names)
+    assert names["self_test"](folder, "main", lambda inputs: {"y": inputs["x"]})
+    assert not names["self_test"](folder, "main", lambda inputs: {"y": [0.0] * len(inputs["x"])})
+
+
+def test_the_guide_lists_every_platform() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+?) \| `(.+?)` \|$", GUIDE.read_text(encoding="utf-8"), re.M
+    )
+    assert rows == [
+        (p.name, ", ".join(f"`{f}`" for f in p.formats), p.folder("NAME").as_posix())
+        for p in PLATFORMS.values()
+    ]

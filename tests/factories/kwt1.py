@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LABELS = "_silence_ _unknown_ yes no up down left right on off stop go".split()
+LABELS = (
+    "_silence_", "_unknown_", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go",
+)  # fmt: skip
 SPOKEN = {"yes": 2, "no": 3, "silence": 0}
 """Clip -> its label."""
 RATE_HZ = 16000

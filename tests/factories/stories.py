@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
@@ -143,7 +144,7 @@ class Tokenizer:
 
 
 def _pairs(words: list[bytes]) -> Any:
-    return enumerate(zip(words, words[1:], strict=False))
+    return enumerate(itertools.pairwise(words))
 
 
 if __name__ == "__main__":

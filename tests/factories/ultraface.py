@@ -1,9 +1,9 @@
 """UltraFace RFB-320, a face detector: `ultraface.py:ultraface`.
 
-Structure as in the repository Ultra-Light-Fast-Generic-Face-Detector-1MB (`mb_tiny_RFB.py`), weights
-and pictures from the asset folder `ultraface-rfb320`. There is no ground truth for the pictures: a
-detector is judged by how far its faces are those of the float model (`agreement`), which
-`ref_detections_float.json` lists. Mirrored pictures calibrate.
+Structure as in the repository Ultra-Light-Fast-Generic-Face-Detector-1MB (`mb_tiny_RFB.py`),
+weights and pictures from the asset folder `ultraface-rfb320`. There is no ground truth for the
+pictures: a detector is judged by how far its faces are those of the float model (`agreement`),
+which `ref_detections_float.json` lists. Mirrored pictures calibrate.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def test_the_finding_counts(fake_report: BuildReport) -> None:
     )
     assert found["xnnpack"].places == (("XNNPACK", 32), ("ExecuTorch CPU kernel", 8))
     assert found["xnnpack"].elsewhere[0].kind == OFF  # the worst first
-    assert of(fake_report, [row("HTP v73")]).finding == "Each of 1 operator runs in INT8."
+    assert of(fake_report, [row("HTP v73")]).finding == "Each of 1 reported operator runs in INT8."
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -265,8 +266,22 @@ def _own_and_clean(
 
 
 def _does_nothing(node: Node) -> bool:
-    if node.op != "call_function" or operator_name(node) not in _IDENTITIES:
+    if node.op != "call_function":
+        return False
+    if operator_name(node) == "slice":
+        return _takes_all(node)
+    if operator_name(node) not in _IDENTITIES:
         return False
     if operator_name(node) == "dropout":
         return len(node.args) > 2 and node.args[2] is False
     return True
+
+
+def _takes_all(node: Node) -> bool:
+    """Say whether a slice is of the whole axis, as `x[:, 1:]` has one for the first."""
+    source, axis, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+    assert isinstance(source, Node)
+    assert isinstance(axis, int)
+    size = source.meta["val"].shape[axis]
+    whole = end is None or end == sys.maxsize or (isinstance(size, int) and end == size)
+    return whole and start in (None, 0) and step == 1

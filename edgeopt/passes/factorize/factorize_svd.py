@@ -47,7 +47,8 @@ class FactorizeSVDConfig:
         exclude: Globs of modules to leave whole.
         ignore_profile: Any rank that saves parameters, whatever pays on the device.
         memory_mb: Memory for the second moments, `8 in^2` bytes a layer; the calibration data are
-            read once for each such share.
+            read once for each such share. The factors take `8 out (in + min(in, out))` more, for
+            all layers at once.
     """
 
     method: str = "whitened"
@@ -97,8 +98,8 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
     form). Padding tokens count as inputs.
 
     `budget` shares ranks out over the layers by their spectra: what is least is the sum over
-    layers of the share of output energy that each loses; a layer may also stay whole. Ranks are
-    multiples of what the profile's kernels want.
+    layers of the square of the share of output energy that each loses; a layer may also stay
+    whole. Ranks are multiples of what the profile's kernels want.
 
     Skipped, with the reason: layers where no rank pays on the device; subclasses that do more than
     multiply; weights that are tied, under an N:M contract, or read past the layer's `forward`
@@ -340,9 +341,14 @@ def _unpayable(site: Site, rule: LowRankRule, profile: str) -> str:
 
 
 def _choices(spectrum: _Spectrum, rule: LowRankRule) -> list[Choice]:
-    """Return each rank that pays, and the layer left whole; a loss is a share of its energy."""
+    """Return each rank that pays, and the layer left whole, with what is lost.
+
+    Shares, since the layers' outputs have no common scale: by energies, stories260K at 90 % of the
+    parameters has perplexity 31, and 12 by shares. Squared, since a layer that loses most of its
+    output hurts out of proportion: at 70 % the perplexity is 90, and 106 without.
+    """
     site = spectrum.site
-    lost = 1.0 - spectrum.parts.kept
+    lost = (1.0 - spectrum.parts.kept).clamp(min=0) ** 2
     most = _most(site, rule)
     ranks = range(rule.multiple, most + 1, rule.multiple)
     rows = [Choice(site.cost(r), float(lost[r]), r) for r in ranks]

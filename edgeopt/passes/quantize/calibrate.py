@@ -19,6 +19,8 @@ from edgeopt.statistics import EdgeStatistics, RangeObserver, Statistics
 
 GROWTH_WORTH_TELLING = 0.1
 FLOAT16_MAX = 65504.0
+SOFTMAX_REACH = 12.0
+"""exp(-12) is 6e-6; half a step of an 8-bit softmax is 300 times that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,9 @@ class CalibrateConfig:
 class Calibrate(Pass[CalibrateConfig]):
     """Run the float graph on the calibration batches and keep each planned value's range.
 
-    Streams: ranges and histograms, never an activation. Reports values that are always zero, and
-    edges whose range the second half of the data still widened by more than 10 %.
+    Streams: ranges and histograms, never an activation. What a softmax reads counts down to 12
+    below the largest of its row. Reports values that are always zero, and edges whose range the
+    second half of the data still widened by more than 10 %.
     """
 
     name = "calibrate"
@@ -117,11 +120,27 @@ class _Watch(Interpreter):
         site = edges.site_of(n)
         observer = self._observers.get(f"{site.id}.out") if site is not None else None
         if observer is not None and isinstance(value, Tensor):
-            observer.update(value)
+            observer.update(_that_counts(n, value))
         if self._reach is not None and site is not None and _has_floats(value):
             largest = float(value.detach().abs().max())
             self._reach[site.address] = max(self._reach.get(site.address, 0.0), largest)
         return value
+
+
+def _that_counts(node: Node, value: Tensor) -> Tensor:
+    """Return a value as the range should see it.
+
+    What a softmax reads counts down to `SOFTMAX_REACH` below the largest of its row: a mask would
+    stretch the range a thousandfold, for weights that are 0 either way.
+    """
+    axes = {
+        reader.args[1]
+        for reader in node.users
+        if reader.op == "call_function" and edges.operator_name(reader) == "softmax"
+    }
+    if len(axes) != 1 or any(edges.operator_name(r) != "softmax" for r in node.users):
+        return value
+    return torch.maximum(value, value.amax(axes.pop(), keepdim=True) - SOFTMAX_REACH)
 
 
 def _has_floats(value: object) -> bool:

@@ -73,6 +73,10 @@ class PlanQuantization(Pass[PlanConfig]):
             for table in placement.tables:
                 owner = require_site(table.weighted.node).address
                 changes[require_site(table.node).address] = f"rows of the codes of {owner}"
+            if rules.whole_graph:
+                for value in placement.values:
+                    if value.op == "call_function":
+                        changes.setdefault(require_site(value).address, "integer")
             for node, reason in placement.stays_float.items():
                 skipped[require_site(node).address] = reason
         if not changes:
@@ -118,7 +122,11 @@ def _lines(
         source = Own() if root is value else Shared(_owner(root, placement))
         line = _line(value, "out", Role.OUTPUT, rules.activation, source)
         by_node.setdefault(value, []).append(
-            dataclasses.replace(line, codes_only=value in placement.codes_only)
+            dataclasses.replace(
+                line,
+                codes_only=value in placement.codes_only,
+                fixed_range=rules.rule(edges.operator_name(value)).output_range or None,
+            )
         )
         for reader, index in placement.ports.get(value, []):
             by_node.setdefault(reader, []).append(

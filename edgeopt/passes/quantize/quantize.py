@@ -132,14 +132,43 @@ class _Writer:
         for row in self._rows:
             if row.role is Role.OUTPUT:
                 found = self._statistics[str(row.edge)]
-                ends = found.low, found.high
+                ends = row.fixed_range or (found.low, found.high)
             elif row.role is Role.CONSTANT:
                 ends = _ends(self._constant(row)[1])
             else:
                 continue
+            ends = max(ends[0], self._mask_floor(row)), ends[1]
             low, high = joined.get(_owner(row), ends)
             joined[_owner(row)] = (min(low, ends[0]), max(high, ends[1]))
         return joined
+
+    def _mask_floor(self, row: PlannedEdge) -> float:
+        """Return the value below which a mask hides as well as any: it is added before a softmax.
+
+        The sum saturates at the smallest code of its own range, which is low enough. The range of
+        the mask itself would have steps larger than all scores, and kernels that bring both
+        addends to one scale would lose the scores.
+        """
+        node = self._node[row.edge.node]
+        if row.role is Role.CONSTANT:
+            value, readers = _argument(node, _index(row.edge)), [node]
+        else:
+            value, readers = node, list(node.users)
+        floors = []
+        for reader in readers:
+            sums = self._measured(reader)
+            softmax = all(operator_name(user) == "softmax" for user in reader.users)
+            others = [self._measured(a) for a in reader.all_input_nodes if a is not value]
+            if operator_name(reader) != "add" or not softmax or sums is None:
+                return -float("inf")
+            if len(others) != 1 or others[0] is None:
+                return -float("inf")
+            floors.append(sums.low - others[0].high)
+        return min(floors, default=-float("inf"))
+
+    def _measured(self, node: Node) -> EdgeStatistics | None:
+        site = edges.site_of(node)
+        return self._statistics.get(f"{site.id}.out") if site is not None else None
 
     def _parameters(
         self, row: PlannedEdge, ranges: Ranges, base: str, bound: float | None
