@@ -362,9 +362,9 @@ def _about(program: Mapping[str, Any]) -> Mapping[str, Any]:
         if plan["name"] != ABOUT:
             continue
         for index in plan["outputs"]:
-            kind, value = plan["values"][index]["val"] or ("", {})
-            if kind == "String":
-                found = json.loads(value["string_val"])
+            value = plan["values"][index]["val"]
+            if value is not None and value[0] == "String":
+                found = json.loads(value[1]["string_val"])
                 return found if isinstance(found, dict) else {}
     return {}
 

@@ -34,6 +34,12 @@ BOOKKEEPING = ("executorch_prim::", "aten::sym_")
 INSIDE = "XNNPACK"
 LARGEST_BUFFERS = 5
 SLOWEST_KERNELS = 8
+NOTHING = "nothing is quantized in this file"
+_MOVES = ("Static", "Concatenate", "Copy")
+_WITH_CODES = frozenset(
+    {"Add", "Subtract", "Multiply", "GlobalAvgPooling2d", "MaxPooling2d", "Clamp"}
+)
+"""Operators that XNNPACK has integer kernels for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +215,7 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
                 precision=graph.precision(node),
                 where=INSIDE,
                 macs=graph.multiplications(node),
-                reason=_why_float(graph, node),
+                reason=_why_float(graph, node) if artifact.precision == "int8" else NOTHING,
             )
 
 
@@ -223,7 +229,15 @@ def _why_float(graph: XnnGraph, node: XnnNode) -> str:
         return ""
     if node.operator == "Convert":
         return "between codes and floats"
-    return ""
+    if node.operator.startswith(_MOVES):
+        return "moves floats between float operators"
+    if node.operator == "BatchMatrixMultiply":
+        return "XNNPACK multiplies two activations in float"
+    if graph.multiplications(node):
+        return "the plan keeps it in float"
+    if node.operator in _WITH_CODES:
+        return "an operand of it is not quantized"
+    return "XNNPACK computes it in float, between two conversions"
 
 
 def _weighted_float(method: FileMethod) -> int:
