@@ -24,10 +24,6 @@ from edgeopt.edges import operator_name
 from edgeopt.errors import ExportError
 from edgeopt.program import ProgramEditor
 
-DEFAULT_MAX_BATCH = 16
-"""Memory is planned ahead, so a dynamic batch needs a largest size."""
-
-
 _WEIGHTED = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
 
 
@@ -175,25 +171,31 @@ def _address(node: Node) -> str:
     return site.address if site is not None else ""
 
 
-def bounded(exported: ExportedProgram, largest: int) -> ExportedProgram:
+def inputs_of(exported: ExportedProgram) -> list[Any]:
+    """Return the recorded value of each user input, in order; tensors and constants."""
+    values = {n.name: n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"}
+    return [values[name] for name in program.user_input_names(exported)]
+
+
+def bounded(exported: ExportedProgram, largest: Mapping[str, int]) -> ExportedProgram:
     """Return the program with its dynamic sizes bounded; memory is planned for the largest.
 
     ExecuTorch takes the bound from the shape environment, so the program is captured again.
 
     Args:
         exported: Any program; a static one is returned as it is.
-        largest: What no dynamic size exceeds.
+        largest: Symbol of a dynamic size -> what it does not exceed.
 
     Raises:
         ExportError: If a dynamic size cannot be that large.
     """
-    values = {n.name: n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"}
-    inputs = [values[name] for name in program.user_input_names(exported)]
-    tensors = [value for value in inputs if isinstance(value, Tensor)]
-    symbols = {str(d) for t in tensors for d in t.shape if not isinstance(d, int)}
-    if not symbols:
+    if not largest:
         return exported
-    dims = {s: torch.export.Dim(f"size{i}", min=1, max=largest) for i, s in enumerate(symbols)}
+    inputs = inputs_of(exported)
+    dims = {
+        symbol: torch.export.Dim(f"size{index}", min=1, max=size)
+        for index, (symbol, size) in enumerate(largest.items())
+    }
 
     def shape_of(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -202,7 +204,8 @@ def bounded(exported: ExportedProgram, largest: int) -> ExportedProgram:
 
     examples = [
         torch.zeros([d if isinstance(d, int) else 2 for d in t.shape], dtype=t.dtype)
-        for t in tensors
+        for t in inputs
+        if isinstance(t, Tensor)
     ]
     args, kwargs = program.unflattened(exported, examples)
     shapes = pytree.tree_unflatten([shape_of(v) for v in inputs], exported.call_spec.in_spec)
@@ -211,8 +214,9 @@ def bounded(exported: ExportedProgram, largest: int) -> ExportedProgram:
         named = forward.bind(*shapes[0], **shapes[1]).arguments
         return program.retrace(exported, args, kwargs, named)
     except Exception as failure:  # torch.export raises many unrelated types
+        sizes = ", ".join(map(str, largest.values()))
         raise ExportError(
-            f"executorch: a dynamic size up to {largest} does not go: {_one_line(failure)}"
+            f"executorch: dynamic sizes up to {sizes} do not go: {_one_line(failure)}"
         ) from failure
 
 

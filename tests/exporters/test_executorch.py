@@ -136,22 +136,35 @@ def test_a_dynamic_batch_is_planned_for_the_largest_that_goes() -> None:
     # torch chooses a convolution's kernel by the batch, and guards the choice below 16
     assert tensor.shape == (15, 3, 8, 8)
     assert made.artifact.methods[0].inputs[0].shape == ("batch", 3, 8, 8)
-    assert any("at most 15, not 16" in note for note in made.artifact.notes)
+    assert any("batch is at most 15, not 16" in note for note in made.artifact.notes)
 
 
 def test_dynamic_sizes_get_the_wanted_bound_and_the_captured_program_keeps_its_own() -> None:
     captured = state(Block).carrier_programs["forward"]
     before = str(captured.range_constraints)
+    (symbol,) = map(str, captured.range_constraints)
+    known = {s.address for _, s in edges.sites(captured.graph)}
     for largest in (3, 40):
-        limited = lowering.bounded(captured, largest)
+        limited = lowering.bounded(captured, {symbol: largest})
         (bound,) = limited.range_constraints.values()
         assert int(bound.upper) == largest
-        assert {s.address for _, s in edges.sites(limited.graph)} == {
-            s.address for _, s in edges.sites(captured.graph)
+        again = {s.address for _, s in edges.sites(limited.graph)}
+        assert {a for a in again if "sym_size" not in a} == {
+            a for a in known if "sym_size" not in a
         }
     assert str(captured.range_constraints) == before
     fixed = written(Block).programs["forward"]
-    assert lowering.bounded(fixed, 3) is fixed
+    assert lowering.bounded(fixed, {}) is fixed
+
+
+def test_a_dynamic_sequence_needs_a_largest_length() -> None:
+    dynamic = {"forward": state(Block).carrier_programs["forward"]}
+    wanted = request(dynamic, dynamic=("sequence",))
+    wanted = dataclasses.replace(wanted, dimensions=({0: "sequence"},))
+    (problem,) = ExecuTorchExporter().unsupported(wanted)
+    assert "set the target's option max_sequence" in problem
+    long = dataclasses.replace(target(), options={"max_sequence": 40})
+    assert ExecuTorchExporter().unsupported(dataclasses.replace(wanted, target=long)) == []
 
 
 def test_the_same_program_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
@@ -230,9 +243,8 @@ def test_a_plan_for_another_runtime_is_refused(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"backend": "vulkan"}, "backend 'vulkan'"),
-        ({"options": {"max_batch": 0}}, "max_batch 0"),
     ],
-    ids=["backend", "batch"],
+    ids=["backend"],
 )
 def test_targets_that_cannot_be_written_for_are_named(
     change: dict[str, object], words: str
@@ -244,6 +256,14 @@ def test_targets_that_cannot_be_written_for_are_named(
     )
     (problem,) = ExecuTorchExporter().unsupported(wanted)
     assert words in problem
+
+
+def test_a_batch_that_memory_cannot_be_planned_for_is_named() -> None:
+    dynamic = {"forward": state(Block).carrier_programs["forward"]}
+    small = dataclasses.replace(target(), options={"max_batch": 0})
+    wanted = dataclasses.replace(request(dynamic, dynamic=("batch",)), target=small)
+    (problem,) = ExecuTorchExporter().unsupported(wanted)
+    assert "max_batch 0" in problem
 
 
 def test_float16_is_refused() -> None:

@@ -216,11 +216,15 @@ def test_memory_is_a_process_of_its_own(made: Written) -> None:
 
 
 def test_the_profile_names_integer_kernels_and_their_calls(made: Written) -> None:
-    found = {k.kernel: k for k in profile(made.path, runs=3)}
-    (gemm,) = [k for k in found.values() if k.kernel.startswith("Fully Connected (NC, QS8, QC8W)")]
-    assert gemm.calls == 2  # the classifier, and the convolution of one tap
-    assert sum(k.share for k in found.values()) == pytest.approx(1.0)
-    assert any("QC8" in name and "Convolution" in name for name in found)
+    convolutions = [k.kernel for k in profile(made.path, runs=3) if "Convolution" in k.kernel]
+    assert convolutions
+    assert all("QC8" in kernel for kernel in convolutions)
+    found = profile(written(Block).path, runs=3)
+    calls = {k.kernel.partition(" (")[0]: k.calls for k in found}
+    assert calls["Fully Connected"] == 4
+    assert calls["native_layer_norm.out"] == 2  # outside the delegates, timed in nanoseconds
+    assert sum(k.share for k in found) == pytest.approx(1.0)
+    assert list(found) == sorted(found, key=lambda k: (-k.microseconds, k.kernel))
 
 
 def test_a_copy_elsewhere_runs_without_the_file_beside_it(made: Written, tmp_path: Path) -> None:
