@@ -40,7 +40,12 @@ class KernelTime:
 
 
 def profile(
-    path: Path, inputs: Arrays | None = None, *, threads: int = 1, runs: int = RUNS
+    path: Path,
+    inputs: Arrays | None = None,
+    *,
+    method: str = "forward",
+    threads: int = 1,
+    runs: int = RUNS,
 ) -> tuple[KernelTime, ...]:
     """Run a file with its events recorded and add them up, the longest first.
 
@@ -48,7 +53,8 @@ def profile(
 
     Args:
         path: The file.
-        inputs: Of its first method, or None: they are made.
+        inputs: By name, or None: they are made.
+        method: Which one runs.
         threads: Threads of the runtime.
         runs: Runs that count; two more come before them.
 
@@ -59,7 +65,6 @@ def profile(
     import numpy as np
 
     file = read_file(path)
-    method = next(iter(file.methods))
     session = ExecuTorchSession(shared_process(threads), path, file, threads=threads, profile=True)
     try:
         given = session.example_inputs(method=method) if inputs is None else inputs

@@ -178,7 +178,7 @@ def _lowered(exported: ExportedProgram, probes: list[Node], tensors: list[Tensor
     flat = program.flat_inputs(exported, *program.unflattened(exported, tensors))
     with torch.no_grad(), program.quiet_export():
         again = torch.export.export(shown, tuple(flat))
-    decomposed = lowering.to_decomposed(again, 1)
+    decomposed = lowering.to_decomposed(again)
     return lowering.lower({"forward": decomposed}, {}, ABOUT).data
 
 

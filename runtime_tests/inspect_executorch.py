@@ -34,6 +34,12 @@ BOOKKEEPING = ("executorch_prim::", "aten::sym_")
 INSIDE = "XNNPACK"
 LARGEST_BUFFERS = 5
 SLOWEST_KERNELS = 8
+NOTHING = "nothing is quantized in this file"
+_MOVES = ("Static", "Concatenate", "Copy")
+_WITH_CODES = frozenset(
+    {"Add", "Subtract", "Multiply", "GlobalAvgPooling2d", "MaxPooling2d", "Clamp"}
+)
+"""Operators that XNNPACK has integer kernels for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,17 +129,18 @@ class ExecuTorchInspector(Inspector):
                 "kernels": _kernel_counts(file),
                 "outside": _outside(file, sites),
                 "memory_plan": {n: _memory_plan(m) for n, m in file.methods.items()},
-                **self._profile(folder / artifact.model_file.path, target),
+                **self._profile(folder, artifact, target),
             },
         )
 
-    def _profile(self, path: Path, target: Target) -> dict[str, Any]:
+    def _profile(self, folder: Path, artifact: Artifact, target: Target) -> dict[str, Any]:
         """Return where the time goes on this machine, if its runtime is here."""
         from edgeopt.runtime_tests.executorch_profile import profile
 
         if self.runner().unavailable() is not None:
             return {}
-        kernels = profile(path, threads=target.protocol.threads)[:SLOWEST_KERNELS]
+        path, method = folder / artifact.model_file.path, artifact.methods[0].name
+        kernels = profile(path, method=method, threads=target.protocol.threads)[:SLOWEST_KERNELS]
         return {
             "slowest_here": [
                 f"{k.kernel}: {k.calls} calls, {k.microseconds:.0f} us, {100 * k.share:.0f} %"
@@ -175,7 +182,8 @@ class ExecuTorchInspector(Inspector):
     def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
         from edgeopt.runtime_tests.executorch_runner import peak_memory
 
-        return peak_memory(artifact.name, folder / artifact.model_file.path)
+        method = artifact.methods[0].name
+        return peak_memory(artifact.name, folder / artifact.model_file.path, method=method)
 
 
 def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[OperatorRow]:
@@ -207,7 +215,7 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
                 precision=graph.precision(node),
                 where=INSIDE,
                 macs=graph.multiplications(node),
-                reason=_why_float(graph, node),
+                reason=_why_float(graph, node) if artifact.precision == "int8" else NOTHING,
             )
 
 
@@ -221,7 +229,15 @@ def _why_float(graph: XnnGraph, node: XnnNode) -> str:
         return ""
     if node.operator == "Convert":
         return "between codes and floats"
-    return ""
+    if node.operator.startswith(_MOVES):
+        return "moves floats between float operators"
+    if node.operator == "BatchMatrixMultiply":
+        return "XNNPACK multiplies two activations in float"
+    if graph.multiplications(node):
+        return "the plan keeps it in float"
+    if node.operator in _WITH_CODES:
+        return "an operand of it is not quantized"
+    return "XNNPACK computes it in float, between two conversions"
 
 
 def _weighted_float(method: FileMethod) -> int:

@@ -51,10 +51,11 @@ class Elementwise(enum.Enum):
 
     Attributes:
         MLAS: quantize divides by the scale; add is two float32 multiply-adds; a product adds its
-            zero point before it rounds; a mean over n has the factor `s_x / (s_y * n)`.
+            zero point before it rounds, a mean after; a mean over n has the factor
+            `s_x / (s_y * n)`.
         XNNPACK: quantize multiplies by `1 / s`; add works in integers, with multipliers of 21 bits
-            and a shift, ties up; a product rounds before it adds its zero point; a mean over n has
-            the factor `(s_x / s_y) * (1 / n)`.
+            and a shift, ties up; a product adds its zero point after it rounds, a mean before; a
+            mean over n has the factor `(s_x / s_y) * (1 / n)`.
     """
 
     MLAS = "mlas"

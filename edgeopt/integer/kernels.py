@@ -498,17 +498,18 @@ def global_average_pool(
     """Return the codes of the mean over the spatial dimensions of `[N, C, *spatial]`.
 
     QLinearGlobalAveragePool: the int32 sum, with the factor `s_x / (s_y * count)`; XNNPACK's is
-    `(s_x / s_y) * (1 / count)`.
+    `(s_x / s_y) * (1 / count)`, with the zero point added before the rounding.
     """
     axes = tuple(range(2, x.ndim))
     count = math.prod(x.shape[2:])
     total = _centred(x, x_grid.zero_point).sum(axis=axes, keepdims=True, dtype=np.int64)
     if arithmetic.elementwise is Elementwise.XNNPACK:
         share = np.float32(1) / np.float32(count)
-        factor = arithmetic.factor(arithmetic.factor(x_grid.scale, over=out_grid.scale), share)
-    else:
-        over = arithmetic.factor(out_grid.scale, np.float32(count))
-        factor = arithmetic.factor(x_grid.scale, over=over)
+        ratio = arithmetic.factor(arithmetic.factor(x_grid.scale, over=out_grid.scale), share)
+        real = _wrapped(total, arithmetic).astype(np.float32) * ratio
+        return _saturate(real + out_grid.zero_point.astype(np.float32), out_grid.dtype)
+    over = arithmetic.factor(out_grid.scale, np.float32(count))
+    factor = arithmetic.factor(x_grid.scale, over=over)
     accumulator = _wrapped(total, arithmetic)
     return arithmetic.requantize(accumulator, factor, out_grid.zero_point, out_grid.dtype)
 

@@ -322,6 +322,36 @@ def test_a_concat_has_a_scale_of_its_own_for_onnxruntime() -> None:
     assert ":cat#0.out output" in rows
 
 
+@pytest.mark.parametrize(
+    ("activation", "codes_at"),
+    [(nn.ReLU(), "relu:relu#0.out"), (nn.ReLU6(), ":add#0.out")],
+    ids=["fused", "not fused"],
+)
+def test_codes_stand_before_an_activation_that_a_kernel_does_not_fuse(
+    activation: nn.Module, codes_at: str
+) -> None:
+    """XNNPACK's sum takes in a ReLU, and no ReLU6; its convolution takes in both."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(4, 4, 1)
+            self.b = nn.Conv2d(4, 4, 1)
+            self.c = nn.Conv2d(4, 4, 1)
+            self.relu = activation
+            self.act = nn.ReLU6()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act(self.a(x))
+            return self.c(self.relu(y + self.act(self.b(y))))
+
+    rows = short(plan_of(planned(seeded(Residual), normal(2, 4, 3, 3), rules="xnnpack")))
+    written = [row.removesuffix(" output") for row in rows if row.endswith(" output")]
+    assert codes_at in written
+    assert (":add#0.out" in written) == (codes_at == ":add#0.out")
+    assert "a:conv2d#0.out" not in written  # its codes stand behind the ReLU6
+
+
 def test_operators_of_two_tensors_stay_float_where_one_is_a_number() -> None:
     class Plus(nn.Module):
         def __init__(self) -> None:
