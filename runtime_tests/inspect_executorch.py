@@ -20,7 +20,6 @@ from edgeopt.exporters.executorch_file import (
     XnnNode,
     read_file,
 )
-from edgeopt.io_forms import from_file
 from edgeopt.results import MemoryResult, OperatorRow, ProofResult, SizeRow
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
@@ -178,9 +177,7 @@ class ExecuTorchInspector(Inspector):
         from edgeopt.runtime_tests.executorch_proof import prove
 
         path = folder / artifact.model_file.path
-        # the program takes what the model does, whatever form the file's inputs have
-        given = {s.name: from_file(s, inputs[s.name]) for s in artifact.methods[0].inputs}
-        return prove(artifact.name, path, given, programs[method], method=method)
+        return prove(artifact.name, path, inputs, programs[method], method=method)
 
     def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
         from edgeopt.runtime_tests.executorch_runner import peak_memory
