@@ -19,19 +19,6 @@ class IOQuantization:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
-    """An input of uint8 pixels `[B, H, W, C]`; the file computes `(x / 255 - mean) / std` itself.
-
-    Attributes:
-        mean: Per channel.
-        std: Per channel.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class IOSpec:
     """One input or output.
 
@@ -42,7 +29,6 @@ class IOSpec:
         role: `image`, `tokens`, `mask`, `position`, `cache`, `logits` or `tensor`.
         path: Where the leaf stands in the model's own arguments or outputs.
         quantization: Set where the file itself takes or gives codes.
-        pixels: Set where it takes pixels as bytes: the data's normalization is not to be done.
     """
 
     name: str
@@ -51,7 +37,6 @@ class IOSpec:
     role: str = "tensor"
     path: str = ""
     quantization: IOQuantization | None = None
-    pixels: Pixels | None = None
 
 
 @dataclasses.dataclass(frozen=True)

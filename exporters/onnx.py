@@ -346,8 +346,6 @@ def _name_codes(
         known = edge_at.get(node.metadata_props.get(SITE_KEY, ""))
         if node.op_type == "QuantizeLinear" and known is not None:
             edge_id, name = known
-            if node.outputs[0] in model.graph.outputs:
-                name = str(node.outputs[0].name)  # the file's own output: it has the user's name
             node.outputs[0].name = name
             found[edge_id] = name
     for site, codes in folded.items():

@@ -15,11 +15,10 @@ from torch.utils import _pytree as pytree
 
 from edgeopt import program
 from edgeopt.api.formats import exporter_for
-from edgeopt.artifact import Artifact, Preprocessing
+from edgeopt.artifact import Artifact
 from edgeopt.data import Samples
 from edgeopt.errors import ConfigError, ExportError, PipelineError, nearest
 from edgeopt.exporters.base import ExportRequest
-from edgeopt.io_forms import UINT8_NHWC, Ends, described, take_codes, take_pixels
 from edgeopt.models import LoadedModel
 from edgeopt.passes import by_name
 from edgeopt.pipeline import Pass, Pipeline
@@ -31,8 +30,6 @@ from edgeopt.target import DeviceProfile, Target, load_rules
 from edgeopt.trees import BATCH, Dimension, export_shapes
 
 CALIBRATION_BATCH = 16
-CODES_AT_ENDS = ("onnx", "qnn")
-"""Formats whose files can take and give codes."""
 TRUNK = "trunk"
 
 
@@ -54,9 +51,6 @@ class Job:
         verify: The verifier's level.
         progress: Called with (what, done, total).
         history: Passes that ran before the reference was taken (adapter fusion).
-        preprocessing: How pictures become inputs, or None.
-        input_form: `float` or `uint8-nhwc`.
-        quantized_io: Whether files take and give codes.
     """
 
     loaded: LoadedModel
@@ -72,9 +66,6 @@ class Job:
     verify: str
     progress: Callable[[str, int, int | None], None]
     history: tuple[PassRecord, ...] = ()
-    preprocessing: Preprocessing | None = None
-    input_form: str = "float"
-    quantized_io: bool = False
 
     def context(self, target: Target, batch: int | None = None) -> PassContext:
         """Return what passes may read, for one target.
@@ -326,8 +317,6 @@ def export(
         m: p if m in job.loaded.methods else _shaped(job, p)
         for m, p in state.carrier_programs.items()
     }
-    ends = _ends(job, programs[FORWARD], target, precision)
-    programs[FORWARD] = ends.program
     request = ExportRequest(
         name=name,
         programs=programs,
@@ -347,36 +336,9 @@ def export(
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ExportError(f"target {name}: {problems[0]}{more}")
     artifact = exporter.export(request, folder)
-    artifact = _with_ends(artifact, ends)
     open_ = {d for m in artifact.methods for spec in m.inputs for d in spec.shape}
     lengths = {name: size for name, size in job.lengths.items() if name in open_}
     return dataclasses.replace(artifact, lengths=lengths)
-
-
-def _ends(job: Job, exported: ExportedProgram, target: Target, precision: str) -> Ends:
-    """Give the program the inputs and outputs that the app has."""
-    if job.input_form == UINT8_NHWC:
-        roles, rules = job.loaded.input_roles, load_rules(target.rules)
-        return take_pixels(exported, roles, job.preprocessing, rules)
-    if not job.quantized_io or precision != "int8":
-        return Ends(exported)
-    if target.format not in CODES_AT_ENDS:
-        return Ends(exported, notes=(f"{target.format} files keep float inputs and outputs",))
-    return take_codes(exported)
-
-
-def _with_ends(artifact: Artifact, ends: Ends) -> Artifact:
-    """Say in the artifact what its ends take and give."""
-    first, *others = artifact.methods
-    inputs = described(first.inputs, ends, inputs=True)
-    outputs = described(first.outputs, ends, inputs=False)
-    codes = {edge: inputs[index].name for edge, index in ends.edges.items()}
-    return dataclasses.replace(
-        artifact,
-        methods=(dataclasses.replace(first, inputs=inputs, outputs=outputs), *others),
-        edge_map={**artifact.edge_map, **codes},
-        notes=(*artifact.notes, *ends.notes),
-    )
 
 
 def _dimension_names(job: Job, state: ModelState) -> tuple[dict[int, str], ...]:

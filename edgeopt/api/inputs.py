@@ -54,8 +54,11 @@ class Inputs:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How pictures really became inputs."""
-        return self.job.preprocessing
+        """How pictures really became inputs: the data's own description comes first."""
+        for samples in (self.evaluation, self.job.calibration):
+            if samples is not None and samples.preprocessing is not None:
+                return samples.preprocessing
+        return self.job.loaded.preprocessing
 
 
 def resolve(
@@ -101,9 +104,6 @@ def resolve(
         verify=options.verify,
         progress=progress,
         history=fused.history,
-        preprocessing=_described(loaded, evaluation, calibration),
-        input_form=options.input_form,
-        quantized_io=options.quantized_io,
     )
     _check_lengths(job, calibration, "calibration data")
     _check_lengths(job, evaluation, "evaluation data")
@@ -122,14 +122,6 @@ def resolve(
         job, targets, stand_ins, extra, limits, evaluation, hashes, tools, machine,
         key_of(parts), tuple(warnings), fused.names,
     )  # fmt: skip
-
-
-def _described(loaded: LoadedModel, *data: Samples | None) -> Preprocessing | None:
-    """Return how pictures become inputs: the data's own description comes first."""
-    for samples in data:
-        if samples is not None and samples.preprocessing is not None:
-            return samples.preprocessing
-    return loaded.preprocessing
 
 
 def _against_lock(lock: Lock, hashes: dict[str, str], tools: dict[str, str]) -> list[str]:

@@ -256,13 +256,11 @@ class Judgement:
         """
         artifact, branch = written.artifact, written.branch
         state = branch.state if artifact.precision == "int8" else branch.before
-        methods = {method.name: method for method in artifact.methods}
-        forward = state.carrier_programs[FORWARD]
-        snr = measure.snr_against_program(forward, methods[FORWARD], inputs, outputs)
+        snr = measure.snr_against_program(state.carrier_programs[FORWARD], inputs, outputs)
         for method, example in self._job.loaded.methods.items():
             exported = state.carrier_programs[method]
             given, got = measure.run_example(self._folder, artifact, method, example)
-            snr = min(snr, measure.snr_against_program(exported, methods[method], given, got))
+            snr = min(snr, measure.snr_against_program(exported, given, got))
         floor = SAME_PROGRAM_DB[artifact.precision]
         if snr >= floor:
             return

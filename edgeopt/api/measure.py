@@ -13,10 +13,9 @@ import torch
 from edgeopt import program
 from edgeopt.api.compile import Branch
 from edgeopt.api.formats import inspector_for
-from edgeopt.artifact import Artifact, Method
+from edgeopt.artifact import Artifact
 from edgeopt.contracts import Contract
 from edgeopt.data import Samples
-from edgeopt.io_forms import from_file, to_file
 from edgeopt.reference import leaves, snr_db
 from edgeopt.results import (
     AccuracyResult,
@@ -46,9 +45,8 @@ def caller(
     method = artifact.methods[0]
 
     def call(inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        named = {s.name: to_file(s, value) for s, value in zip(method.inputs, inputs, strict=True)}
-        given = session.run(method.name, named).values()
-        return [from_file(s, value) for s, value in zip(method.outputs, given, strict=True)]
+        named = {spec.name: value for spec, value in zip(method.inputs, inputs, strict=True)}
+        return list(session.run(method.name, named).values())
 
     return call
 
@@ -104,15 +102,13 @@ def proof(folder: Path, written: Artifact, branch: Branch, samples: Samples) -> 
 def named_inputs(
     artifact: Artifact, samples: Samples, batch: int
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the first `batch` samples as the file takes them, by input name, repeated if few."""
+    """Return the first `batch` samples by input name, repeated where there are fewer."""
     first = next(samples.batches(batch))
     method = artifact.methods[0]
-    found = {}
-    for spec, value in zip(method.inputs, first.inputs, strict=True):
-        array = value.numpy()
-        array = array[np.arange(batch) % len(array)] if array.ndim else array
-        found[spec.name] = to_file(spec, array)
-    return found
+    return {
+        spec.name: value.numpy()[np.arange(batch) % len(value)] if value.dim() else value.numpy()
+        for spec, value in zip(method.inputs, first.inputs, strict=True)
+    }
 
 
 def golden(
@@ -142,7 +138,6 @@ def run_example(
 
 def snr_against_program(
     exported: ExportedProgram,
-    method: Method,
     inputs: Mapping[str, np.ndarray[Any, Any]],
     outputs: Mapping[str, np.ndarray[Any, Any]],
 ) -> float:
@@ -150,15 +145,12 @@ def snr_against_program(
 
     Args:
         exported: The program.
-        method: The file's method: what its inputs and outputs are.
         inputs: One call's inputs, in the program's order.
         outputs: What the file gave, in the program's order.
     """
-    given = [from_file(s, v) for s, v in zip(method.inputs, inputs.values(), strict=True)]
-    args, kwargs = program.unflattened(exported, [torch.from_numpy(v) for v in given])
+    args, kwargs = program.unflattened(exported, [torch.from_numpy(v) for v in inputs.values()])
     wanted = leaves(program.run(exported, args, kwargs))
-    got = [from_file(s, v) for s, v in zip(method.outputs, outputs.values(), strict=True)]
-    return snr_db(wanted, [torch.from_numpy(np.asarray(value)) for value in got])
+    return snr_db(wanted, [torch.from_numpy(np.asarray(value)) for value in outputs.values()])
 
 
 def check_contracts(

@@ -6,10 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.errors import ConfigError, nearest
-
-FLOAT, UINT8_NHWC = "float", "uint8-nhwc"
-INPUT_FORMS = (FLOAT, UINT8_NHWC)
+from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeopt.models import LoadedModel
@@ -31,8 +28,6 @@ class BuildOptions:
         keep_float: Address globs that stay float.
         batch: Batch size of the files, or None: the protocol's.
         dynamic: Names of dimensions that stay dynamic (`batch`, `sequence`, ...: the model's).
-        input_form: `float`, or `uint8-nhwc`: images come as bytes and the file normalizes them.
-        quantized_io: Files take and give codes where the program has them at its ends.
         out: The bundle's folder, or None: `dist/MODEL-PROFILE`.
         limits: `NAME<=NUMBER` or `NAME>=NUMBER`; replace the profile's of that name.
         adapters: PEFT LoRA folders, each `DIR` or `DIR@WEIGHT`, fused before the float reference is
@@ -58,8 +53,6 @@ class BuildOptions:
     keep_float: tuple[str, ...] = ()
     batch: int | None = None
     dynamic: tuple[str, ...] = ()
-    input_form: str = FLOAT
-    quantized_io: bool = False
     out: Path | None = None
     limits: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
@@ -82,11 +75,6 @@ class BuildOptions:
         for name in ("out", "lock"):
             value = getattr(self, name)
             object.__setattr__(self, name, Path(value) if value is not None else None)
-        if self.input_form not in INPUT_FORMS:
-            near = nearest(self.input_form, INPUT_FORMS)
-            raise ConfigError(f"input form {self.input_form!r} is not known{near}")
-        if self.input_form != FLOAT and self.quantized_io:
-            raise ConfigError("pixels are codes already: give an input form or quantized_io")
         for name in ("batch", "calib_samples", "eval_samples", "samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

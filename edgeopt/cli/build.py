@@ -83,16 +83,6 @@ def build(
         list[str] | None,
         typer.Option(metavar="NAME", help="A dimension that stays dynamic; may be repeated."),
     ] = None,
-    input_form: Annotated[
-        str,
-        typer.Option(
-            metavar="float|uint8-nhwc",
-            help="Images as bytes [B, H, W, C]: the file normalizes them itself.",
-        ),
-    ] = "float",
-    quantized_io: Annotated[
-        bool, typer.Option("--quantized-io", help="Files take and give codes at their ends.")
-    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The bundle's folder; else dist/MODEL-PROFILE."),
@@ -151,8 +141,6 @@ def build(
             keep_float=tuple(keep_float or ()),
             batch=batch,
             dynamic=tuple(dynamic or ()),
-            input_form=input_form,
-            quantized_io=quantized_io,
             out=out,
             limits=tuple(limits or ()),
             adapters=tuple(adapters or ()),
