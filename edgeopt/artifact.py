@@ -19,6 +19,21 @@ class IOQuantization:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pixels:
+    """8-bit pixels in place of normalized floats: `float = (pixel / 255 - mean) / std`.
+
+    Attributes:
+        mean: Per channel.
+        std: Per channel.
+        layout: Of the pixels; the floats are NCHW.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    layout: str = "NHWC"
+
+
+@dataclasses.dataclass(frozen=True)
 class IOSpec:
     """One input or output.
 
@@ -29,6 +44,7 @@ class IOSpec:
         role: `image`, `tokens`, `mask`, `position`, `cache`, `logits` or `tensor`.
         path: Where the leaf stands in the model's own arguments or outputs.
         quantization: Set where the file itself takes or gives codes.
+        pixels: Set where the file takes 8-bit pixels and normalizes them itself.
     """
 
     name: str
@@ -37,6 +53,7 @@ class IOSpec:
     role: str = "tensor"
     path: str = ""
     quantization: IOQuantization | None = None
+    pixels: Pixels | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,10 +66,12 @@ class Exporter(abc.ABC):
     Attributes:
         format: The format's name in profiles.
         needs: Importable names; imported inside the methods only.
+        own_interface: Its files may take pixels and codes in place of floats, and give codes.
     """
 
     format: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
+    own_interface: ClassVar[bool] = False
 
     @abc.abstractmethod
     def unsupported(self, request: ExportRequest) -> Sequence[str]:

@@ -45,6 +45,7 @@ class OnnxExporter(Exporter):
 
     format: ClassVar[str] = "onnx"
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
+    own_interface: ClassVar[bool] = True
 
     def unsupported(self, request: ExportRequest) -> Sequence[str]:
         found = []
@@ -342,10 +343,13 @@ def _name_codes(
             operator = at.op.rpartition("/")[0]
             edge_at[at.address] = (str(edge), f"{at.fqn}:{operator}#{at.index}.{edge.port}")
     found: dict[str, str] = {}
+    results = set(model.graph.outputs)
     for node in model.graph:
         known = edge_at.get(node.metadata_props.get(SITE_KEY, ""))
         if node.op_type == "QuantizeLinear" and known is not None:
             edge_id, name = known
+            if node.outputs[0] in results:
+                name = str(node.outputs[0].name)  # the user's own
             node.outputs[0].name = name
             found[edge_id] = name
     for site, codes in folded.items():

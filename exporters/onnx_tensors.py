@@ -20,8 +20,7 @@ class OnnxTensors:
         self._graph = ir.load(path).graph
         self._types = {
             value.name: value.dtype.name.lower()
-            for node in self._graph
-            for value in node.outputs
+            for value in (*self._graph.inputs, *(v for n in self._graph for v in n.outputs))
             if value.dtype is not None and value.name is not None
         }
 

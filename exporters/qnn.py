@@ -41,6 +41,7 @@ class QnnExporter(Exporter):
 
     format: ClassVar[str] = "qnn"
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
+    own_interface: ClassVar[bool] = True
 
     def unsupported(self, request: ExportRequest) -> Sequence[str]:
         found = list(OnnxExporter().unsupported(request))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SAMPLES = 64
 """A call takes the simulator 0.05 to 3 s."""
 
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+
 
 class QnnInspector(OnnxInspector):
     """Context binaries: the HTP simulator runs them, and they tell what the compiler took."""
@@ -48,11 +50,16 @@ class QnnInspector(OnnxInspector):
             return dataclasses.replace(plain, warnings=(f"{artifact.name}: {reason}",))
         compiled = [hexagon.read_context(folder / path) for path in contexts]
         worst = max(compiled, key=lambda c: (len(c.left), c.partitions))
-        operators = _operators(folder / artifact.model_file.path)
-        rows = tuple(
-            _row(product, artifact, worst)
-            for product in multiplications(folder / artifact.model_file.path)
-        )
+        path = folder / artifact.model_file.path
+        operators, wide = _operators(path), _wide(path)
+        products = multiplications(path)
+        rows = tuple(_row(product, artifact, worst, wide) for product in products)
+        warnings = ()
+        if any(product.node in wide for product in products):
+            warnings = (
+                f"{artifact.name}: activations have 16 bits; int8_macs counts their products too",
+            )
+        outside = {name: op for name, op in worst.left.items() if op not in _CONVERSIONS}
         version = artifact.tools.get("onnxruntime-qnn", "")
         return Structure(
             macs=plain.macs,
@@ -63,8 +70,8 @@ class QnnInspector(OnnxInspector):
                 "compiler": f"onnxruntime-qnn {version} (HTP simulator)",
                 "sdk": worst.sdk,
                 "partitions": worst.partitions,
-                "delegated_share": 1.0 - len(worst.left) / max(operators, len(worst.left), 1),
-                "outside": dict(worst.left),
+                "delegated_share": max(0.0, 1.0 - len(outside) / max(operators, 1)),
+                "outside": outside,
                 "archs": {
                     c.chip.version: {
                         "chip": f"{c.chip.name} ({c.chip.title})",
@@ -74,6 +81,7 @@ class QnnInspector(OnnxInspector):
                 },
                 "measured": "no: compiled and simulated; the simulator's time is not the NPU's",
             },
+            warnings=warnings,
         )
 
     def prove(
@@ -93,19 +101,42 @@ def _operators(path: Path) -> int:
     """Count the operators of a file that compute or move something."""
     import onnx
 
-    conversions = ("QuantizeLinear", "DequantizeLinear")
-    return sum(node.op_type not in conversions for node in onnx.load(path).graph.node)
+    return sum(node.op_type not in _CONVERSIONS for node in onnx.load(path).graph.node)
 
 
-def _row(product: Product, artifact: Artifact, compiled: hexagon.Compiled) -> OperatorRow:
+def _wide(path: Path) -> set[str]:
+    """Return the nodes whose first operand is 16-bit codes."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    producers = {out: node for node in graph.node for out in node.output}
+    found = set()
+    for node in graph.node:
+        source = producers.get(node.input[0]) if node.input else None
+        if source is None or source.op_type != "DequantizeLinear" or len(source.input) < 3:
+            continue
+        if types.get(source.input[2]) in (onnx.TensorProto.UINT16, onnx.TensorProto.INT16):
+            found.add(node.name)
+    return found
+
+
+def _row(
+    product: Product, artifact: Artifact, compiled: hexagon.Compiled, wide: set[str]
+) -> OperatorRow:
     # ONNX Runtime renames what it fuses and keeps the first name in the new one.
     left = any(name and product.node in name for name in compiled.left)
+    reason = "the NPU's compiler left it to the CPU" if left else ""
+    precision = "int8" if product.quantized else "float16"
+    if product.quantized and product.node in wide:
+        precision = "w8a16" if product.weight else "int16"
+        reason = reason or "the plan's activations have 16 bits"
     return OperatorRow(
         artifact=artifact.name,
         operator=product.operator,
         site=product.site,
-        precision="int8" if product.quantized else "float16",
+        precision=precision,
         where="CPU" if left else f"HTP {compiled.chip.version}",
         macs=product.macs,
-        reason="the NPU's compiler left it to the CPU" if left else "",
+        reason=reason,
     )

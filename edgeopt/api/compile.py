@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 
 from edgeopt import program
 from edgeopt.api.formats import exporter_for
-from edgeopt.artifact import Artifact
+from edgeopt.artifact import Artifact, Pixels
 from edgeopt.data import Samples
 from edgeopt.errors import ConfigError, ExportError, PipelineError, nearest
-from edgeopt.exporters.base import ExportRequest
+from edgeopt.exporters.base import Exporter, ExportRequest
+from edgeopt.file_interface import Interface, with_codes, with_pixels
 from edgeopt.models import LoadedModel
 from edgeopt.passes import by_name
 from edgeopt.pipeline import Pass, Pipeline
@@ -51,6 +52,8 @@ class Job:
         verify: The verifier's level.
         progress: Called with (what, done, total).
         history: Passes that ran before the reference was taken (adapter fusion).
+        pixels: How 8-bit pixels become the picture input's floats, or None: files take floats.
+        quantized_io: Whether INT8 files take and give codes.
     """
 
     loaded: LoadedModel
@@ -66,6 +69,8 @@ class Job:
     verify: str
     progress: Callable[[str, int, int | None], None]
     history: tuple[PassRecord, ...] = ()
+    pixels: Pixels | None = None
+    quantized_io: bool = False
 
     def context(self, target: Target, batch: int | None = None) -> PassContext:
         """Return what passes may read, for one target.
@@ -313,10 +318,12 @@ def export(
         ExportError: If the exporter cannot take the program.
     """
     exporter = exporter_for(target.format)
-    programs = {  # further methods have their examples' shapes since capture
+    shaped = {  # further methods have their examples' shapes since capture
         m: p if m in job.loaded.methods else _shaped(job, p)
         for m, p in state.carrier_programs.items()
     }
+    faces = _interfaces(job, shaped, exporter, precision)
+    programs = {method: face.exported for method, face in faces.items()}
     request = ExportRequest(
         name=name,
         programs=programs,
@@ -336,9 +343,33 @@ def export(
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ExportError(f"target {name}: {problems[0]}{more}")
     artifact = exporter.export(request, folder)
+    artifact = faces[FORWARD].described(artifact)
     open_ = {d for m in artifact.methods for spec in m.inputs for d in spec.shape}
     lengths = {name: size for name, size in job.lengths.items() if name in open_}
     return dataclasses.replace(artifact, lengths=lengths)
+
+
+def _interfaces(
+    job: Job, programs: Mapping[str, ExportedProgram], exporter: Exporter, precision: str
+) -> dict[str, Interface]:
+    """Give the programs the inputs and outputs that the user asked for."""
+    faces = {method: Interface(exported) for method, exported in programs.items()}
+    wanted = job.pixels is not None or job.quantized_io
+    if not wanted:
+        return faces
+    if not exporter.own_interface:
+        note = f"inputs and outputs are floats: {exporter.format} files take no other form here"
+        return {m: dataclasses.replace(face, notes=(note,)) for m, face in faces.items()}
+    if len(faces) != 1:
+        raise ConfigError("--input and --quantized-io: the model has several methods")
+    ((method, face),) = faces.items()
+    if job.pixels is not None:
+        roles = job.loaded.input_roles
+        position = roles.index("image") if "image" in roles else 0
+        face = with_pixels(face, position, job.pixels)
+    if job.quantized_io and precision == "int8":
+        face = with_codes(face)
+    return {method: face}
 
 
 def _dimension_names(job: Job, state: ModelState) -> tuple[dict[int, str], ...]:

@@ -11,7 +11,7 @@ from edgeopt.api.adapter import adapters_of, fuse
 from edgeopt.api.compile import Job, resized
 from edgeopt.api.lock import Lock, differences, key_of, locked_options
 from edgeopt.api.options import BuildOptions
-from edgeopt.artifact import Preprocessing
+from edgeopt.artifact import Pixels, Preprocessing
 from edgeopt.data import Samples
 from edgeopt.errors import CheckFailed, ConfigError, PreconditionError, nearest
 from edgeopt.models import LoadedModel, check_finite, load_model
@@ -104,6 +104,8 @@ def resolve(
         verify=options.verify,
         progress=progress,
         history=fused.history,
+        pixels=_pixels(options, loaded, evaluation, calibration),
+        quantized_io=options.quantized_io,
     )
     _check_lengths(job, calibration, "calibration data")
     _check_lengths(job, evaluation, "evaluation data")
@@ -122,6 +124,26 @@ def resolve(
         job, targets, stand_ins, extra, limits, evaluation, hashes, tools, machine,
         key_of(parts), tuple(warnings), fused.names,
     )  # fmt: skip
+
+
+def _pixels(options: BuildOptions, loaded: LoadedModel, *data: Samples | None) -> Pixels | None:
+    """Return how pixels become the model's input, if the file is to do that.
+
+    Raises:
+        ConfigError: If nobody says how pictures are normalized, or the model is NHWC itself.
+    """
+    if options.input_form == "float":
+        return None
+    described = [s.preprocessing for s in data if s is not None and s.preprocessing is not None]
+    known = described[0] if described else loaded.preprocessing
+    if known is None:
+        raise ConfigError(
+            "--input uint8-nhwc: neither the model nor its data say how pictures are normalized; "
+            "give data with ?mean=..&std=.., or a preprocessing.toml beside them"
+        )
+    if known.layout != "NCHW":
+        raise ConfigError("--input uint8-nhwc: the model takes channels last already")
+    return Pixels(known.mean, known.std)
 
 
 def _against_lock(lock: Lock, hashes: dict[str, str], tools: dict[str, str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import bundle as bundles
+from edgeopt import io_forms
 from edgeopt.api import measure
 from edgeopt.api.compile import Branch, Job, export, has_dynamic_batch
 from edgeopt.api.formats import inspector_for
@@ -255,6 +256,8 @@ class Judgement:
             CheckFailed: If the outputs are another function's.
         """
         artifact, branch = written.artifact, written.branch
+        inputs = io_forms.model_inputs(artifact.methods[0], inputs)
+        outputs = io_forms.model_outputs(artifact.methods[0], outputs)
         state = branch.state if artifact.precision == "int8" else branch.before
         snr = measure.snr_against_program(state.carrier_programs[FORWARD], inputs, outputs)
         for method, example in self._job.loaded.methods.items():

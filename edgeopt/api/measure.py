@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgeopt import program
+from edgeopt import io_forms, program
 from edgeopt.api.compile import Branch
 from edgeopt.api.formats import inspector_for
 from edgeopt.artifact import Artifact
@@ -41,12 +41,16 @@ GOLDEN_VECTORS = 4
 def caller(
     session: Session, artifact: Artifact
 ) -> Callable[[Sequence[np.ndarray[Any, Any]]], list[np.ndarray[Any, Any]]]:
-    """Return a function from flat inputs to flat outputs, both in the model's order."""
+    """Return a function from the model's flat inputs to its flat outputs, both in order.
+
+    A file that takes pixels or codes gets them.
+    """
     method = artifact.methods[0]
 
     def call(inputs: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         named = {spec.name: value for spec, value in zip(method.inputs, inputs, strict=True)}
-        return list(session.run(method.name, named).values())
+        outputs = session.run(method.name, io_forms.file_inputs(method, named))
+        return list(io_forms.model_outputs(method, outputs).values())
 
     return call
 
@@ -108,19 +112,20 @@ def proof(folder: Path, written: Artifact, branch: Branch, samples: Samples) -> 
 def named_inputs(
     artifact: Artifact, samples: Samples, batch: int
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the first `batch` samples by input name, repeated where there are fewer."""
+    """Return the first `batch` samples as the file takes them, repeated where there are fewer."""
     first = next(samples.batches(batch))
     method = artifact.methods[0]
-    return {
+    named = {
         spec.name: value.numpy()[np.arange(batch) % len(value)] if value.dim() else value.numpy()
         for spec, value in zip(method.inputs, first.inputs, strict=True)
     }
+    return io_forms.file_inputs(method, named)
 
 
 def golden(
     folder: Path, artifact: Artifact, samples: Samples
 ) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
-    """Run the file on its first samples and return inputs and outputs by name."""
+    """Run the file on its first samples; return the file's own inputs and outputs by name."""
     session = inspector_for(artifact.format).load(folder, artifact)
     try:
         inputs = named_inputs(artifact, samples, static_batch(artifact) or GOLDEN_VECTORS)

@@ -11,6 +11,8 @@ from edgeopt.errors import ConfigError
 if TYPE_CHECKING:
     from edgeopt.models import LoadedModel
 
+INPUT_FORMS = ("float", "uint8-nhwc")
+
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
@@ -28,6 +30,9 @@ class BuildOptions:
         keep_float: Address globs that stay float.
         batch: Batch size of the files, or None: the protocol's.
         dynamic: Names of dimensions that stay dynamic (`batch`, `sequence`, ...: the model's).
+        input_form: `float`, or `uint8-nhwc`: the picture input takes 8-bit pixels, channels last,
+            and the file normalizes them.
+        quantized_io: Inputs take and outputs give codes, where they are quantized at the border.
         out: The bundle's folder, or None: `dist/MODEL-PROFILE`.
         limits: `NAME<=NUMBER` or `NAME>=NUMBER`; replace the profile's of that name.
         adapters: PEFT LoRA folders, each `DIR` or `DIR@WEIGHT`, fused before the float reference is
@@ -53,6 +58,8 @@ class BuildOptions:
     keep_float: tuple[str, ...] = ()
     batch: int | None = None
     dynamic: tuple[str, ...] = ()
+    input_form: str = "float"
+    quantized_io: bool = False
     out: Path | None = None
     limits: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
@@ -75,6 +82,8 @@ class BuildOptions:
         for name in ("out", "lock"):
             value = getattr(self, name)
             object.__setattr__(self, name, Path(value) if value is not None else None)
+        if self.input_form not in INPUT_FORMS:
+            raise ConfigError(f"input is {' or '.join(INPUT_FORMS)}, not {self.input_form!r}")
         for name in ("batch", "calib_samples", "eval_samples", "samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -83,6 +83,17 @@ def build(
         list[str] | None,
         typer.Option(metavar="NAME", help="A dimension that stays dynamic; may be repeated."),
     ] = None,
+    input_form: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="float|uint8-nhwc",
+            help="uint8-nhwc: the file takes 8-bit pixels and normalizes them.",
+        ),
+    ] = "float",
+    quantized_io: Annotated[
+        bool, typer.Option("--quantized-io", help="The file takes and gives codes.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The bundle's folder; else dist/MODEL-PROFILE."),
@@ -141,6 +152,8 @@ def build(
             keep_float=tuple(keep_float or ()),
             batch=batch,
             dynamic=tuple(dynamic or ()),
+            input_form=input_form,
+            quantized_io=quantized_io,
             out=out,
             limits=tuple(limits or ()),
             adapters=tuple(adapters or ()),

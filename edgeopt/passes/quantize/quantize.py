@@ -188,6 +188,8 @@ class _Writer:
     def _constant(self, row: PlannedEdge) -> tuple[str, Tensor]:
         """Return FQN and float values of the stored tensor at a port."""
         source = _argument(self._node[row.edge.node], _index(row.edge))
+        if source.target is DEQUANTIZE:  # another reader's line came first
+            source = _argument(source, 0)
         fqn = self._editor.fqn(source)
         assert fqn is not None
         return fqn, self._floats.setdefault(fqn, self._editor.table[fqn].detach().float())
