@@ -159,7 +159,7 @@ class Manifest:
 
     Attributes:
         edgeopt: Version that wrote it.
-        model: The model as named on the command line.
+        model: The model as named on the command line, and its adapters.
         profile: The profile's name.
         recipe: The recipe's name.
         build_key: Hash of source, recipe, profile, data, seed and tool versions.

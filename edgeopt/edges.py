@@ -80,12 +80,13 @@ def operator_name(node: Node) -> str:
     return name.split(".")[-1]
 
 
-def assign(graph: Graph, user_inputs: Mapping[str, str]) -> None:
+def assign(graph: Graph, user_inputs: Mapping[str, str], prefix: str = "") -> None:
     """Give every operator and user input of a freshly captured graph its site.
 
     Args:
         graph: The captured graph; its nodes' `meta["custom"]` is extended.
         user_inputs: Placeholder name -> name of the model's input.
+        prefix: Of the ids, so that those of several programs differ.
     """
     seen: Counter[tuple[str, str]] = Counter()
     serial = 0
@@ -98,7 +99,7 @@ def assign(graph: Graph, user_inputs: Mapping[str, str]) -> None:
             continue
         index = seen[fqn, op]
         seen[fqn, op] += 1
-        _set(node, Site(f"n{serial}", fqn, op, index))
+        _set(node, Site(f"{prefix}n{serial}", fqn, op, index))
         serial += 1
 
 

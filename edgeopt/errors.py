@@ -28,6 +28,10 @@ class ModelError(EdgeOptError):
     """A model that cannot be loaded, or whose weights are unusable."""
 
 
+class AdapterError(EdgeOptError):
+    """An adapter that cannot be read, cannot be fused, or belongs to another base."""
+
+
 class DataError(EdgeOptError):
     """Calibration or evaluation data that is missing, empty or of the wrong shape."""
 

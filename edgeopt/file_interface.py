@@ -47,7 +47,7 @@ class Interface:
 
     def described(self, artifact: Artifact) -> Artifact:
         """Return the artifact of this program's file with its inputs and outputs described."""
-        (method,) = artifact.methods
+        method, *others = artifact.methods
         inputs = tuple(
             _described(spec, self.inputs.get(index)) for index, spec in enumerate(method.inputs)
         )
@@ -57,7 +57,7 @@ class Interface:
         names = {edge: method.inputs[index].name for edge, index in self.edges.items()}
         return dataclasses.replace(
             artifact,
-            methods=(dataclasses.replace(method, inputs=inputs, outputs=outputs),),
+            methods=(dataclasses.replace(method, inputs=inputs, outputs=outputs), *others),
             edge_map={**artifact.edge_map, **names},
             notes=(*artifact.notes, *self.notes),
         )

@@ -175,21 +175,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(final: Path) -> Iterator[Path]:
+def atomic_folder(
+    final: Path, *, kind: str = "bundle", marker: str = "manifest.json"
+) -> Iterator[Path]:
     """Yield a working folder beside `final` that takes its place only if the block succeeds.
 
     An older `final` is replaced whole, and stays as it was if the block fails.
 
     Raises:
         BundleError: If the place cannot be written, the disk is full, or `final` exists and is
-            not a bundle (so that no folder of the user's is ever replaced).
+            not a bundle (so that no folder of the user's is ever replaced): `marker` is the file
+            that tells a folder of this `kind`.
     """
     if final.exists():
         if not final.is_dir():
             raise BundleError(f"{final}: exists and is not a folder; choose another --out")
-        if any(final.iterdir()) and not (final / "manifest.json").is_file():
+        if any(final.iterdir()) and not (final / marker).is_file():
             raise BundleError(
-                f"{final}: exists, is not empty and is not a bundle; choose another --out"
+                f"{final}: exists, is not empty and is not a {kind}; choose another --out"
             )
     try:
         final.parent.mkdir(parents=True, exist_ok=True)

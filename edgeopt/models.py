@@ -6,7 +6,7 @@ import copy as copying
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from edgeopt.errors import ConfigError, ModelError, nearest
 from edgeopt.files import parse
 from edgeopt.reference import digest as weights_digest
 from edgeopt.reference import leaves
-from edgeopt.state import Batch
+from edgeopt.state import Batch, MethodExample
 from edgeopt.userfile import load_function, split_spec
 from edgeopt.weights import check_finite
 
@@ -50,6 +50,7 @@ class LoadedModel:
         calibration: The source's own calibration data, or None.
         evaluation: The source's own evaluation data, or None.
         metric: `top1`, `perplexity`, `FILE.py:FUNCTION`, or None: drift only.
+        methods: Further methods of the module, by name; files keep the shapes of their examples.
     """
 
     name: str
@@ -66,6 +67,7 @@ class LoadedModel:
     calibration: Samples | None = None
     evaluation: Samples | None = None
     metric: str | None = None
+    methods: Mapping[str, MethodExample] = dataclasses.field(default_factory=dict)
 
     @property
     def example(self) -> Batch:
@@ -153,6 +155,7 @@ def from_module(
     calibration: Any = None,
     evaluation: Any = None,
     metric: str | None = AUTO,
+    methods: Mapping[str, Any] | None = None,
     copy: bool = True,
 ) -> LoadedModel:
     """Take a module as it is in memory. It is copied and never changed.
@@ -174,6 +177,7 @@ def from_module(
         evaluation: The same.
         metric: How answers are judged; `auto` is `top1` for `[B, classes]` outputs and whole
             number labels, else None.
+        methods: Further methods of the module: name -> example arguments, a tensor or a tuple.
         copy: False only where nobody else holds the module.
 
     Raises:
@@ -197,11 +201,12 @@ def from_module(
         example_args=example.args,
         example_kwargs=example.kwargs,
         dynamic_shapes=dynamic_shapes,
-        input_names=_fitting(input_names, _input_names(own, example), "input_names", where),
+        input_names=_fitting(input_names, _input_names(own.forward, example), "input_names", where),
         output_names=_fitting(output_names, trees.output_names(outputs), "output_names", where),
-        input_roles=_fitting(input_roles, _roles(own, example), "input_roles", where),
+        input_roles=_fitting(input_roles, _roles(own.forward, example), "input_roles", where),
         preprocessing=preprocessing,
         labels=tuple(labels),
+        methods={n: _method(own, n, value, where) for n, value in (methods or {}).items()},
     )
     calib = None if calibration is None else loaded.data(calibration, name="calibration")
     evaluate = None if evaluation is None else loaded.data(evaluation, name="evaluation")
@@ -252,6 +257,22 @@ def _own(module: nn.Module, where: str, *, copy: bool) -> nn.Module:
     return module.to("cpu").float().eval().requires_grad_(False)
 
 
+def _method(module: nn.Module, name: str, example: Any, where: str) -> MethodExample:
+    """Run a further method on its example and name what it takes and gives."""
+    call = getattr(module, name, None)
+    if name == "forward" or not callable(call):
+        raise ModelError(f"{where}: methods: the module has no further method {name!r}")
+    args = _plain(example if isinstance(example, tuple) else (example,))
+    outputs = _run(call, Batch(args), f"{where}: method {name}")
+    batch = Batch(args)
+    return MethodExample(
+        args,
+        input_names=_input_names(call, batch),
+        output_names=trees.output_names(outputs),
+        input_roles=_roles(call, batch),
+    )
+
+
 def _plain(value: Any) -> Any:
     """Return example inputs on the CPU, floating ones as float32."""
 
@@ -287,7 +308,7 @@ def _example(module: nn.Module, example: Batch, where: str) -> tuple[Batch, Any]
     return (doubled, again) if fits else (example, outputs)
 
 
-def _run(module: nn.Module, example: Batch, where: str) -> Any:
+def _run(module: Callable[..., Any], example: Batch, where: str) -> Any:
     trees.register_dataclasses((example.args, dict(example.kwargs)))
     if not leaves((example.args, example.kwargs)):
         raise ModelError(f"{where}: give example inputs that hold at least one tensor")
@@ -326,18 +347,18 @@ def _fitting(given: Sequence[str], own: tuple[str, ...], what: str, where: str) 
     return names
 
 
-def _input_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
+def _input_names(call: Callable[..., Any], example: Batch) -> tuple[str, ...]:
     parameters = [
         p.name
-        for p in inspect.signature(module.forward).parameters.values()
+        for p in inspect.signature(call).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return trees.input_names(parameters, example.args, example.kwargs)
 
 
-def _roles(module: nn.Module, example: Batch) -> tuple[str, ...]:
+def _roles(call: Callable[..., Any], example: Batch) -> tuple[str, ...]:
     values = leaves((example.args, dict(example.kwargs)))
-    return tuple(map(_role, _input_names(module, example), values))
+    return tuple(map(_role, _input_names(call, example), values))
 
 
 def _role(name: str, value: Tensor) -> str:

@@ -56,7 +56,8 @@ class Pass(abc.ABC, Generic[ConfigT]):
         from_phase: The phase that it needs on a GRAPH.
         to_phase: The phase that it leads to.
         must_follow: Names of passes that must stand before it.
-        needs_calibration: Whether it reads calibration data.
+        needs_calibration: Whether it reads calibration data; an instance may need none by its
+            options.
     """
 
     name: ClassVar[str]
@@ -67,7 +68,7 @@ class Pass(abc.ABC, Generic[ConfigT]):
     from_phase: ClassVar[Phase] = Phase.FLOAT
     to_phase: ClassVar[Phase] = Phase.FLOAT
     must_follow: ClassVar[frozenset[str]] = frozenset()
-    needs_calibration: ClassVar[bool] = False
+    needs_calibration: bool = False
 
     def __init__(self, config: ConfigT | None = None) -> None:
         self.config: ConfigT = self.config_type() if config is None else config

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+EXACT_DB = 300.0
+"""Stands for the SNR of equal outputs: JSON has no infinity."""
 
 
 class Verdict(enum.Enum):
@@ -29,6 +31,17 @@ class Pace(enum.Enum):
     SAME = "same"
     SLOWER = "slower"
     CANNOT_TELL = "cannot tell"
+
+
+class FileRole(enum.Enum):
+    """What a file is in its bundle."""
+
+    TARGET = "target"
+    """Of one of the profile's own targets; the first of them gives the verdict."""
+    STAND_IN = "stand-in"
+    """Runs where the device's own runtime does not; shown, never gated."""
+    YARDSTICK = "yardstick"
+    """The float file that another one of the same target is compared with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +292,9 @@ class OperatorRow:
         operator: The operator or layer kind (`QLinearConv`, `gemm`).
         site: FQN or node name.
         precision: `int8`, `float16`, `float32`.
-        where: Execution provider, compiler or device.
+        where: Execution provider, delegate, compiler or device. In a file that an accelerator or a
+            delegate takes a part of, the rest runs in a place that has a word that begins with
+            `CPU` or `portable` (`CPUExecutionProvider`, `ExecuTorch CPU kernel`).
         macs: Multiply-accumulates of one call, 0 where none.
         reason: Why it is not INT8, where it is not.
     """
@@ -309,20 +324,38 @@ class DriftRow:
 
     Attributes:
         site: The operator's address; pass it to `--keep-float`.
-        snr_db: SNR of its output, quantized program against float, at the same evaluation inputs.
+        snr_db: SNR of its output, quantized program against float, at the same evaluation inputs;
+            `EXACT_DB` where they are equal.
         own_snr_db: SNR of the layer's output with only this layer quantized, at float inputs.
-        rank: 1 is the worst.
+        rank: 1 is the worst of its target.
+        target: Whose quantized program it is; empty in reports older than this field.
+        depth: Place in graph order, 1 is the first; 0 where it is not known.
+        method: The program's method.
     """
 
     site: str
     snr_db: float
     own_snr_db: float | None
     rank: int
+    target: str = ""
+    depth: int = 0
+    method: str = "forward"
 
 
 @dataclasses.dataclass(frozen=True)
 class PassRow:
-    """One pass as it ran."""
+    """One pass as it ran.
+
+    Attributes:
+        name: The pass.
+        branch: The target, or `trunk`.
+        config: Its options.
+        changes: Site -> what it changed.
+        skipped: Site -> why not.
+        drift_db: SNR of the outputs against those before, `EXACT_DB` where equal, or None.
+        seconds: How long it took.
+        notes: What else it says.
+    """
 
     name: str
     branch: str
@@ -353,7 +386,21 @@ class MemoryResult:
 
 @dataclasses.dataclass(frozen=True)
 class ArtifactRow:
-    """One artifact in short."""
+    """One artifact in short.
+
+    Attributes:
+        name: Names it in every other row.
+        target: The profile's target or stand-in; a float yardstick has that of its INT8 file.
+        format: As in profiles.
+        precision: `int8`, `float16`, `float32`.
+        file: The model file's name in the bundle.
+        size_bytes: Of the model file.
+        sha256: Of the model file.
+        macs: Multiply-accumulates of one call.
+        int8_macs: Share of them that run in INT8, 0 to 1, or None where nothing is multiplied.
+        notes: What the exporter says.
+        role: What it is in the bundle; None in reports older than this field.
+    """
 
     name: str
     target: str
@@ -365,6 +412,8 @@ class ArtifactRow:
     macs: int
     int8_macs: float | None
     notes: tuple[str, ...] = ()
+    role: FileRole | None = None
+    float_gemms: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,10 +441,12 @@ class BuildReport:
         plan: Target -> the plan as printed.
         operators: Where each operator runs.
         sizes: Bytes per weight.
-        drift: The per-layer ranking.
+        drift: The layers' ranking per target, the verdict's target first.
         proof: Integer proof.
         contracts: In the files.
-        compile: Target -> lines from a real compiler (engine size, layers, types).
+        compile: Artifact -> what a real compiler said (engine size, layers, types, and the
+            numbers `partitions`, `delegated_share`, `fused_attentions`).
+        unmeasured: Artifact -> why its latency was not measured.
         warnings: What a user should read first.
         seconds: Stage -> seconds.
         schema: Version.
@@ -425,6 +476,7 @@ class BuildReport:
     proof: tuple[ProofResult, ...] = ()
     contracts: tuple[ContractResult, ...] = ()
     compile: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    unmeasured: Mapping[str, str] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     schema: int = SCHEMA_VERSION
@@ -494,6 +546,11 @@ class Measured:
     command: str = ""
     layers: tuple[str, ...] = ()
     schema: int = SCHEMA_VERSION
+
+
+def finite_db(snr_db: float) -> float:
+    """Return an SNR within plus and minus `EXACT_DB`."""
+    return max(-EXACT_DB, min(EXACT_DB, snr_db))
 
 
 def combine(verdicts: list[Verdict]) -> Verdict:

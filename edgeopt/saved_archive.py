@@ -15,6 +15,7 @@ import io
 import json
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ MAX_EXPANDED_BYTES = 16 << 20
 """How far a tensor may go beyond the bytes stored for it (a constant that was expanded)."""
 
 _IGNORED = re.compile(r"(archive_format|archive_version|byteorder|\.data/\w+|extra/.*)")
-_PAYLOAD = re.compile(r"data/(weights|constants)/((weight|tensor)_\d+|model\.pt)")
+_PAYLOAD = re.compile(r"data/(weights|constants)/(weight|tensor)_\d+")
 
 # Strings are letters, digits, _ . @ -- no call, no operator, no quote can be written with them.
 _WORD = re.compile(r"[\w.@]*")
@@ -54,11 +55,55 @@ _TARGET = re.compile(
 _REFUSED_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|_print|save|load)\b.*")
 
 _EXPRESSIONS = frozenset(
-    """Symbol Integer Rational Float Add Mul Pow Max Min Mod Eq Ne Equality Unequality Lt Le Gt Ge
-    StrictLessThan LessThan StrictGreaterThan GreaterThan And Or Not FloorDiv ModularIndexing Where
-    PythonMod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv
-    IntTrueDiv TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity floor ceiling
-    """.split()
+    {
+        "Symbol",
+        "Integer",
+        "Rational",
+        "Float",
+        "Add",
+        "Mul",
+        "Pow",
+        "Max",
+        "Min",
+        "Mod",
+        "Eq",
+        "Ne",
+        "Equality",
+        "Unequality",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "StrictLessThan",
+        "LessThan",
+        "StrictGreaterThan",
+        "GreaterThan",
+        "And",
+        "Or",
+        "Not",
+        "FloorDiv",
+        "ModularIndexing",
+        "Where",
+        "PythonMod",
+        "CleanDiv",
+        "CeilToInt",
+        "FloorToInt",
+        "CeilDiv",
+        "LShift",
+        "RShift",
+        "PowByNatural",
+        "FloatPow",
+        "FloatTrueDiv",
+        "IntTrueDiv",
+        "TruncToFloat",
+        "TruncToInt",
+        "RoundToInt",
+        "RoundDecimal",
+        "ToFloat",
+        "Identity",
+        "floor",
+        "ceiling",
+    }
 )
 _CONSTANTS = frozenset({"true", "false", "oo", "int_oo"})
 _MAX_EXPONENT = 16
@@ -194,7 +239,9 @@ def _pickled_anew(data: bytes, path: Path, name: str) -> bytes:
     if not data:
         return data
     try:
-        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says it, in one line
+            value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # torch, zip and pickle readers each have errors of their own
         raise ModelError(
             f"{path}: {name} holds more than tensors in tuples, lists and dicts, or is damaged; "
@@ -331,9 +378,9 @@ def _is_expression(node: ast.AST) -> bool:
         return False
     if name == "Symbol":
         # Only here may a string stand: others would evaluate it.
-        (first, *more) = node.args or [None]
+        first = node.args[0] if len(node.args) == 1 else None
         word = first.value if isinstance(first, ast.Constant) else None
-        return not more and isinstance(word, str) and word.isidentifier()
+        return isinstance(word, str) and word.isidentifier()
     if any(not isinstance(k.value.value, (bool, int)) for k in node.keywords):  # type: ignore[attr-defined]
         return False
     if name == "Pow" and not _small_power(node):

@@ -40,9 +40,13 @@ def load_program(spec: str) -> LoadedModel:
     names = trees.input_names(
         exported.module_call_graph[0].signature.forward_arg_names or (), args, kwargs
     )
-    module = as_module(exported)
-    sizes = _free_sizes(exported, names)
-    shapes = trees.export_shapes(args, kwargs, sizes, module.forward) if any(sizes) else None
+    try:
+        module = as_module(exported)
+        sizes = _free_sizes(exported, names)
+        shapes = trees.export_shapes(args, kwargs, sizes, module.forward) if any(sizes) else None
+    except Exception as failure:  # names and sizes that contradict each other
+        text = " ".join(str(failure).split())[:200]
+        raise ModelError(f"{path}: the program cannot be made a module: {text}") from failure
     return from_module(
         module,
         args,
@@ -68,12 +72,26 @@ def _load(path: Path) -> ExportedProgram:
         raise ModelError(f"{path}: torch cannot read the program: {text}") from failure
     finally:
         chatter.disabled = was_disabled
-    if exported.graph_signature.buffers_to_mutate or exported.graph_signature.user_inputs_to_mutate:
+    if _writes(exported):
         raise ModelError(
             f"{path}: the program writes into its buffers or inputs; export one that keeps its "
             "state in inputs and outputs"
         )
     return exported
+
+
+def _writes(exported: ExportedProgram) -> bool:
+    """Say whether the program changes a buffer or an input in place."""
+    signature = exported.graph_signature
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        return True
+    return any(
+        node.op == "call_function"
+        and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        and isinstance(node.args[0], Node)
+        and node.args[0].op == "placeholder"
+        for node in exported.graph.nodes
+    )
 
 
 def _refuse_training(exported: ExportedProgram, path: Path) -> None:
@@ -96,13 +114,17 @@ def _example(exported: ExportedProgram, path: Path) -> tuple[tuple[Any, ...], di
     if spec is None:
         raise ModelError(f"{path}: does not say what it takes; save it again with torch.export")
     generator = torch.Generator().manual_seed(0)
-    made = [_made(v, generator) if isinstance(v, Tensor) else v for v in values]
+    made = [_made(v, exported, generator) if isinstance(v, Tensor) else v for v in values]
     args, kwargs = pytree.tree_unflatten(made, spec)
     return args, kwargs
 
 
-def _made(value: Tensor, generator: torch.Generator) -> Tensor:
-    shape = [int(size) if isinstance(size, int) else 2 for size in value.shape]
+def _made(value: Tensor, exported: ExportedProgram, generator: torch.Generator) -> Tensor:
+    shape = []
+    for size in value.shape:
+        # torch burns sizes of 0 and 1 in
+        low = 2 if isinstance(size, int) else _bounds(_range(exported, size)).get("min", 2)
+        shape.append(size if isinstance(size, int) else max(2, low))
     if value.dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(value.dtype)
     return torch.zeros(shape, dtype=value.dtype)
@@ -129,11 +151,14 @@ def _free_sizes(exported: ExportedProgram, names: tuple[str, ...]) -> list[dict[
             taken = {dim.__name__ for dim in dims.values()}
             first = trees.BATCH if axis == 0 and trees.BATCH not in taken else f"{name}_{axis}"
             if str(expression) not in dims:
-                bounds = exported.range_constraints.get(expression)
-                dims[str(expression)] = Dim(first, **_bounds(bounds))
+                dims[str(expression)] = Dim(first, **_bounds(_range(exported, size)))
             sizes[axis] = dims[str(expression)]
         found.append(sizes)
     return found
+
+
+def _range(exported: ExportedProgram, size: Any) -> Any:
+    return exported.range_constraints.get(size.node.expr)
 
 
 def _bounds(bounds: Any) -> dict[str, int]:
@@ -148,9 +173,10 @@ def as_module(exported: ExportedProgram) -> GraphModule:
     graph_module = program.runnable(exported)
     # A new module leaves behind the hook that checks inputs, and a `train` that raises.
     module = GraphModule(graph_module, graph_module.graph)
-    copies: dict[int, Tensor] = {}
+    copies: dict[Any, Tensor] = {}
     for child in module.modules():
-        for table in (child._parameters, child._buffers, vars(child)):
+        tables: tuple[dict[str, Any], ...] = (child._parameters, child._buffers, vars(child))
+        for table in tables:
             for name, value in list(table.items()):
                 if isinstance(value, Tensor):
                     table[name] = _copied(value, copies)
@@ -162,37 +188,43 @@ def as_module(exported: ExportedProgram) -> GraphModule:
     return module.eval()
 
 
-def _copied(value: Tensor, copies: dict[int, Tensor]) -> Tensor:
-    """Return one copy a tensor, so that tied weights stay tied."""
-    if id(value) not in copies:
+def _copied(value: Tensor, copies: dict[Any, Tensor]) -> Tensor:
+    """Return one copy a storage, so that tied weights stay tied."""
+    place = (value.data_ptr() if value.numel() else id(value), value.shape, value.stride())
+    if place not in copies:
         own = value.detach().clone()
-        copies[id(value)] = nn.Parameter(own, False) if isinstance(value, nn.Parameter) else own
-    return copies[id(value)]
+        copies[place] = nn.Parameter(own, False) if isinstance(value, nn.Parameter) else own
+    return copies[place]
 
 
 # --- modules from operators ----------------------------------------------------------------------
 
 
 def _restore(module: GraphModule, node: Node) -> None:
-    """Turn one call into a call of a module, where its weights have a module's names."""
+    """Turn one call into a call of a module, where it reads just what that module would hold."""
     maker = _MAKERS.get(str(node.target))
     if maker is None or node.kwargs:
         return
-    weight = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(weight, Node) or weight.op != "get_attr":
+    tensors = _tensors(module, node)
+    made = maker(node, tensors["weight"]) if tensors is not None else None
+    if tensors is None or made is None or not _fits(made, tensors):
         return
-    fqn, _, leaf = str(weight.target).rpartition(".")
-    if not fqn or leaf != "weight":
-        return
-    holder = module.get_submodule(fqn)
-    made = maker(node, holder)
-    if made is None or not _names_fit(node, fqn, made):
-        return
+    fqn = _fqn(node, made)
+    holder = _submodule(module, fqn)
     if type(holder) is nn.Module:
-        if any(holder.children()) or not _takes(made, holder):
+        held = {**holder._parameters, **holder._buffers}
+        known = {**tensors, "num_batches_tracked": None}  # no inference reads it
+        if any(holder.children()) or not held.keys() <= known.keys():
             return
-        module.set_submodule(fqn, made)
-    elif repr(holder) != repr(made):
+        if any(name in tensors and value is not tensors[name] for name, value in held.items()):
+            return
+        for name, value in {**held, **tensors}.items():
+            own: dict[str, Any] = made._parameters if name in made._parameters else made._buffers
+            own[name] = value
+        module.set_submodule(fqn, made.eval())
+    elif repr(holder) != repr(made) or any(
+        getattr(holder, name, None) is not value for name, value in tensors.items()
+    ):
         return  # another call of the same weights, with other options
     source = node.args[0]
     assert isinstance(source, Node)
@@ -203,59 +235,83 @@ def _restore(module: GraphModule, node: Node) -> None:
     module.graph.erase_node(node)
 
 
-def _names_fit(node: Node, fqn: str, made: nn.Module) -> bool:
-    """Say whether every weight that the call reads is the module's own of that name."""
-    own = {f"{fqn}.{name}" for name, _ in (*made.named_parameters(), *made.named_buffers())}
-    read = {str(n.target) for n in node.all_input_nodes if n.op == "get_attr"}
-    return read <= own
+_PORTS = ("input", "weight", "bias", "running_mean", "running_var")
+"""What the first arguments are; convolution and linear have no more than three tensors."""
 
 
-def _takes(made: nn.Module, holder: nn.Module) -> bool:
-    """Move the holder's tensors into the module, if they are just what it has."""
-    given = {**holder._parameters, **holder._buffers}
-    wanted = {**made._parameters, **made._buffers}
-    spare = {"num_batches_tracked"}  # no inference reads it, so a program may lack it
-    present = {name for name, value in wanted.items() if value is not None}
-    if set(given) - spare != present - spare:
-        return False
-    for name, value in given.items():
-        if value is None or wanted[name] is None or value.shape != wanted[name].shape:
-            return False
-    for name, value in given.items():
-        (made._parameters if name in made._parameters else made._buffers)[name] = value
-    return True
+def _tensors(module: GraphModule, node: Node) -> dict[str, Tensor] | None:
+    """Return the tensors that a call reads, by the names that its module would give them."""
+    found: dict[str, Tensor] = {}
+    for port, argument in zip(_PORTS, node.args, strict=False):
+        if port == "input" or not isinstance(argument, Node):
+            continue
+        if argument.op != "get_attr":
+            return None
+        holder, _, name = str(argument.target).rpartition(".")
+        found[port] = getattr(_submodule(module, holder), name)
+    return found if isinstance(node.args[0], Node) and "weight" in found else None
 
 
-def _linear(node: Node, holder: nn.Module) -> nn.Module | None:
-    outputs, inputs = holder.weight.shape
+def _fits(made: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    wanted = {
+        name: value.shape
+        for name, value in (*made.named_parameters(), *made.named_buffers())
+        if name != "num_batches_tracked"
+    }
+    return wanted == {name: value.shape for name, value in tensors.items()}
+
+
+def _fqn(node: Node, made: nn.Module) -> str:
+    """Return the module that made the call; a tied weight stands under another's name."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    kind = f"{type(made).__module__}.{type(made).__qualname__}"
+    if stack and str(stack[-1][1]) == kind:
+        return str(stack[-1][0]).split("@")[0]
+    weight = node.args[1]
+    assert isinstance(weight, Node)
+    return str(weight.target).rpartition(".")[0]
+
+
+def _submodule(module: GraphModule, fqn: str) -> Any:
+    """Return a submodule, made empty where the program keeps none: its weight is another's."""
+    try:
+        return module.get_submodule(fqn)
+    except AttributeError:
+        module.add_submodule(fqn, nn.Module())
+        return module.get_submodule(fqn)
+
+
+def _linear(node: Node, weight: Tensor) -> nn.Module | None:
+    outputs, inputs = weight.shape
     return nn.Linear(inputs, outputs, bias=_bias(node) is not None, device="meta")
 
 
-def _convolution(kind: type[Any]) -> Callable[[Node, nn.Module], nn.Module | None]:
-    def make(node: Node, holder: nn.Module) -> nn.Module | None:
+def _convolution(kind: type[Any]) -> Callable[[Node, Tensor], nn.Module | None]:
+    def make(node: Node, weight: Tensor) -> nn.Module | None:
         defaults: tuple[Any, ...] = (None, None, None, 1, 0, 1, 1)
-        args = (*node.args, *defaults[len(node.args) :])
-        weight = holder.weight
+        args: Any = (*node.args, *defaults[len(node.args) :])
         dims = weight.dim() - 2
-        stride, padding, dilation = (_pairs(value, dims) for value in args[3:6])
+        stride, padding, dilation = (_each(value, dims) for value in args[3:6])
         groups = args[6]
-        return kind(  # type: ignore[no-any-return]
+        made: nn.Module = kind(
             weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride=stride,
             padding=padding, dilation=dilation, groups=groups, bias=_bias(node) is not None,
             device="meta",
         )  # fmt: skip
+        return made
 
     return make
 
 
-def _pairs(value: Any, dims: int) -> Any:
+def _each(value: Any, dims: int) -> Any:
+    """Return one number a dimension; a word (`same`) stays."""
     if isinstance(value, str):
         return value
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return values * dims if len(values) == 1 else values
 
 
-def _batch_norm(node: Node, holder: nn.Module) -> nn.Module | None:
+def _batch_norm(node: Node, weight: Tensor) -> nn.Module | None:
     source = node.args[0]
     value = source.meta.get("val") if isinstance(source, Node) else None
     kinds: Mapping[int, type[Any]] = {
@@ -266,19 +322,22 @@ def _batch_norm(node: Node, holder: nn.Module) -> nn.Module | None:
     }
     if not isinstance(value, Tensor) or value.dim() not in kinds or node.args[5] is not False:
         return None
-    made = kinds[value.dim()](holder.weight.shape[0], eps=node.args[7], momentum=node.args[6])
-    return made  # type: ignore[no-any-return]
+    kind = kinds[value.dim()]
+    made: nn.Module = kind(weight.shape[0], eps=node.args[7], momentum=node.args[6])
+    return made
 
 
 def _bias(node: Node) -> Any:
     return node.args[2] if len(node.args) > 2 else None
 
 
-_MAKERS: Mapping[str, Callable[[Node, Any], nn.Module | None]] = {
+_MAKERS: Mapping[str, Callable[[Node, Tensor], nn.Module | None]] = {
     "aten.linear.default": _linear,
     "aten.conv1d.default": _convolution(nn.Conv1d),
     "aten.conv2d.default": _convolution(nn.Conv2d),
     "aten.conv3d.default": _convolution(nn.Conv3d),
+    "aten.conv1d.padding": _convolution(nn.Conv1d),
     "aten.conv2d.padding": _convolution(nn.Conv2d),
+    "aten.conv3d.padding": _convolution(nn.Conv3d),
     "aten.batch_norm.default": _batch_norm,
 }

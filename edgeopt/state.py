@@ -82,6 +82,28 @@ class Batch:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class MethodExample:
+    """How a method of the model, beside `forward`, is called; its files keep these very shapes.
+
+    Attributes:
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        input_names: One a tensor, in pytree order.
+        output_names: One a tensor, in pytree order.
+        input_roles: One a tensor.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    input_roles: tuple[str, ...] = ()
+
+
+FORWARD = "forward"
+"""The method that data, accuracy and latency speak of."""
+
 Batches = Callable[[], Iterator[Batch]]
 """A re-iterable source of batches; calling it starts from the beginning, so data can stream."""
 
@@ -178,6 +200,7 @@ class PassContext:
         dynamic_shapes: As `torch.export.export` takes them, or None: capture chooses.
         input_names: Names for the user inputs in order, or empty: from the signature.
         output_names: Names for the outputs in order, or empty.
+        methods: Further methods of the module, by name.
         calibration: Batches for statistics, or None.
         evaluation: Batches for judging, or None.
         reference: The untouched float model.
@@ -194,6 +217,7 @@ class PassContext:
     dynamic_shapes: Any = None
     input_names: tuple[str, ...] = ()
     output_names: tuple[str, ...] = ()
+    methods: Mapping[str, MethodExample] = dataclasses.field(default_factory=dict)
     calibration: Batches | None = None
     evaluation: Batches | None = None
     reference: FloatReference | None = None
@@ -201,6 +225,12 @@ class PassContext:
     keep_float: tuple[str, ...] = ()
     progress: Callable[[str, int, int | None], None] = no_progress
     scope: str = ""
+
+    def example(self, method: str) -> Batch:
+        """Return the example call of a method."""
+        if method in self.methods:
+            return Batch(self.methods[method].args, self.methods[method].kwargs)
+        return Batch(self.example_args, self.example_kwargs)
 
     def rng(self, site: str) -> torch.Generator:
         """Return a generator seeded by (seed, pass, options, site).

@@ -26,6 +26,8 @@ class Compute(enum.Enum):
         INTEGER: Has an integer kernel when every activation around it is quantized.
         FOLLOW: Moves codes without changing them; input and output share parameters.
         ABSORB: An activation that the producer's output range already expresses.
+        TABLE: Picks rows of its first input; where a weighted operator reads that table too (a
+            tied head), both read the same codes.
         FLOAT: Stays float.
     """
 
@@ -33,6 +35,7 @@ class Compute(enum.Enum):
     INTEGER = "integer"
     FOLLOW = "follow"
     ABSORB = "absorb"
+    TABLE = "table"
     FLOAT = "float"
 
 
@@ -161,6 +164,30 @@ class Sparsity:
     min_in: int
     min_out: int
     source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankRule:
+    """When two thin layers beat the one that they replace.
+
+    Attributes:
+        multiple: Ranks are multiples of this: the kernels' tile or alignment.
+        min_width: A layer with fewer inputs or outputs stays whole: a second launch, and a value
+            written and read between the two, cost more than they save.
+        saving: Least share of the multiply-accumulates that must go, 0 to 1.
+        source: Where the rule comes from.
+    """
+
+    multiple: int = 8
+    min_width: int = 0
+    saving: float = 0.0
+    source: str = "edgeopt's own default"
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or self.min_width < 0 or not 0 <= self.saving < 1:
+            raise ConfigError(
+                "low_rank: multiple is at least 1, min_width at least 0, saving from 0 to below 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +325,7 @@ class DeviceProfile:
             shown with its machine and never gated.
         limits: Bounds that a build is judged by.
         sparsity: The N:M pattern that the kernels take, or None.
+        low_rank: When low-rank factors pay.
         facts: Numbers with their sources.
         unknown: What is not known about the device, in words.
         runs_here: How a machine is recognised as the device: `any-cpu`, `cuda-sm80`, ... or empty.
@@ -310,6 +338,7 @@ class DeviceProfile:
     stand_ins: tuple[Target, ...] = ()
     limits: tuple[Limit, ...] = ()
     sparsity: Sparsity | None = None
+    low_rank: LowRankRule = LowRankRule()
     facts: tuple[Fact, ...] = ()
     unknown: tuple[str, ...] = ()
     runs_here: str = ""

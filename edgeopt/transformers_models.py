@@ -340,7 +340,7 @@ def _length(text: str, longest: int, spec: str) -> int:
 
 
 def _with_plain_tensors(
-    module: Any,
+    module: nn.Module,
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     spec: str,
@@ -366,7 +366,7 @@ def _with_plain_tensors(
     )
     named = {"__module__": original.__module__, "__qualname__": original.__qualname__}
     module.__class__ = type(original.__name__, (original,), {"forward": forward, **named})
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def _metric(kind: type[Any]) -> str | None:

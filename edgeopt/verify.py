@@ -21,7 +21,7 @@ from edgeopt.contracts import Tied
 from edgeopt.errors import InvariantError
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.reference import digest, digest_tensors, leaves, snr_db
-from edgeopt.state import Effect, ModelState, PassContext, Stage
+from edgeopt.state import FORWARD, Effect, ModelState, PassContext, Stage
 
 EQUIVALENT_SNR_DB = 80.0
 """Least SNR of an EQUIVALENT pass: float32 rounding in deep models stays above 100 dB."""
@@ -328,12 +328,18 @@ def state_tensors(state: ModelState) -> dict[str, Tensor]:
 
 
 def _outputs(state: ModelState, ctx: PassContext) -> list[Tensor]:
+    found: list[Tensor] = []
     with torch.no_grad():
         if state.module is not None:
-            return leaves(state.module(*ctx.example_args, **ctx.example_kwargs))
-        found: list[Tensor] = []
-        for exported in state.carrier_programs.values():
-            found += leaves(program.run(exported, ctx.example_args, ctx.example_kwargs))
+            for method in (FORWARD, *ctx.methods):
+                example = ctx.example(method)
+                # `forward` through the module itself, so that hooks run
+                call = state.module if method == FORWARD else getattr(state.module, method)
+                found += leaves(call(*example.args, **example.kwargs))
+            return found
+        for method, exported in state.carrier_programs.items():
+            example = ctx.example(method)
+            found += leaves(program.run(exported, example.args, example.kwargs))
         return found
 
 

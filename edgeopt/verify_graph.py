@@ -187,7 +187,7 @@ def allowed_by_target(step: Step) -> Iterator[Violation]:
         if row.spec is None:
             continue
         operator = row.address.rpartition(":")[2].partition("#")[0]
-        weighted = rules.rule(operator).compute is Compute.WEIGHTED
+        weighted = rules.rule(operator).compute in (Compute.WEIGHTED, Compute.TABLE)
         if row.role.value == "weight" and not weighted:
             yield Violation("target", row.address, f"{rules.name} has no integer {operator}")
         wish = rules.weight if row.role.value == "weight" else rules.activation

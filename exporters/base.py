@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch.export import ExportedProgram
 
 from edgeopt.artifact import Artifact
+from edgeopt.state import MethodExample
 from edgeopt.target import Target
 
 
@@ -30,6 +31,7 @@ class ExportRequest:
         build_key: Written into the file's metadata.
         dynamic: Names of the dimensions that stay dynamic.
         dimensions: Axis -> name of each input's dynamic dimensions, in the inputs' order.
+        further: Names of the inputs and outputs of the methods beside the first.
     """
 
     name: str
@@ -43,6 +45,19 @@ class ExportRequest:
     build_key: str = ""
     dynamic: tuple[str, ...] = ()
     dimensions: tuple[Mapping[int, str], ...] = ()
+    further: Mapping[str, MethodExample] = dataclasses.field(default_factory=dict)
+
+    def inputs_of(self, method: str) -> tuple[str, ...]:
+        """Return the names of a method's inputs."""
+        return self.further[method].input_names if method in self.further else self.input_names
+
+    def outputs_of(self, method: str) -> tuple[str, ...]:
+        """Return the names of a method's outputs."""
+        return self.further[method].output_names if method in self.further else self.output_names
+
+    def roles_of(self, method: str) -> tuple[str, ...]:
+        """Return the roles of a method's inputs, or none."""
+        return self.further[method].input_roles if method in self.further else self.input_roles
 
 
 class Exporter(abc.ABC):

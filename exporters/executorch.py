@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 import edgeopt
@@ -28,6 +30,9 @@ from edgeopt.files import sha256, to_json, write_text
 from edgeopt.quant.reading import QuantNode, edge_of, quant_nodes, read
 
 INSTALL = "pip install 'edgeopt[executorch]'"
+BATCH = "batch"
+DEFAULT_MAX_BATCH = 16
+"""Memory is planned ahead, so a dynamic batch needs a largest size."""
 SITES = ".sites.json"
 MAX_DIMENSIONS = 6  # XNN_MAX_TENSOR_DIMS
 _MOVES = frozenset(
@@ -58,7 +63,8 @@ class ExecuTorchExporter(Exporter):
     file says of each number that the runtime's profiler prints which operator of the model it is.
     The `.pte` also says it of itself: its constant method `edgeopt` gives names and build key.
 
-    Options of the target: `max_batch`, the largest size of a dynamic batch (memory is planned).
+    Options of the target: `max_batch`, `max_sequence`, ...: the largest size of each dynamic
+    dimension, since memory is planned ahead.
     """
 
     format: ClassVar[str] = "executorch"
@@ -72,9 +78,8 @@ class ExecuTorchExporter(Exporter):
             found.append(f"backend {request.target.backend!r}: this exporter writes for xnnpack")
         if request.precision == "float16":
             found.append("float16: XNNPACK's delegate takes float32 and int8 here")
-        if _max_batch(request) < 1:
-            found.append(f"max_batch {_max_batch(request)}: memory is planned for at least 1")
         for exported in request.programs.values():
+            found += _unbounded(exported, request)
             found += _illegal_quantization(exported)
             found += _illegal_shapes(exported)
         return found
@@ -84,21 +89,22 @@ class ExecuTorchExporter(Exporter):
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise ExportError(f"executorch: {request.name}: {problems[0]}{more}")
-        decomposed = {
-            name: lowering.to_decomposed(exported, _max_batch(request))
+        programs = {
+            name: lowering.bounded(exported, _largest(exported, request))
             for name, exported in request.programs.items()
         }
+        decomposed = {name: lowering.to_decomposed(p) for name, p in programs.items()}
         lowered = lowering.lower(decomposed, _about(request), ABOUT)
         path = folder / f"{request.name}.pte"
         file = parse(lowered.data, path.name)
-        sites = {name: _sites(lowered, name) for name in request.programs}
+        sites = {name: _sites(lowered, name) for name in programs}
         located = _Located(file, sites)
-        methods = tuple(_method(name, p, request) for name, p in request.programs.items())
+        methods = tuple(_method(name, p, request) for name, p in programs.items())
         _check_interface(file, methods, path.name)
         _refuse_leftovers(file, lowered, path.name)
         tensor_map: dict[str, TensorEntry] = {}
         edge_map: dict[str, str] = {}
-        for name, exported in request.programs.items():
+        for name, exported in programs.items():
             tensor_map |= _tensor_map(located, name, exported)
             edge_map |= _edge_map(located, name, exported, path.name)
             _check_weights(located, name, exported, tensor_map, path.name)
@@ -117,7 +123,7 @@ class ExecuTorchExporter(Exporter):
             edge_map=edge_map,
             tools=tool_versions(),
             options=dict(sorted(request.target.options.items())),
-            notes=tuple(_notes(file, request)),
+            notes=tuple(_notes(file, methods, request)),
         )
 
 
@@ -129,8 +135,38 @@ def tool_versions() -> dict[str, str]:
     return {"edgeopt": edgeopt.__version__} | {name: metadata.version(name) for name in names}
 
 
-def _max_batch(request: ExportRequest) -> int:
-    return int(request.target.options.get("max_batch", lowering.DEFAULT_MAX_BATCH))
+def _symbols(exported: ExportedProgram, request: ExportRequest) -> dict[str, str]:
+    """Return symbol -> the user's name of each dynamic size of the inputs."""
+    tensors = [v for v in lowering.inputs_of(exported) if isinstance(v, torch.Tensor)]
+    named = request.dimensions or ({0: BATCH},) * len(tensors)
+    found: dict[str, str] = {}
+    for value, names in zip(tensors, named, strict=False):
+        for axis, size in enumerate(value.shape):
+            if not isinstance(size, int):
+                found.setdefault(str(size), names.get(axis, f"dimension_{axis}"))
+    return found
+
+
+def _largest(exported: ExportedProgram, request: ExportRequest) -> dict[str, int]:
+    """Return symbol -> the largest size that memory is planned for."""
+    options = request.target.options
+    return {
+        symbol: int(options.get(f"max_{name}", DEFAULT_MAX_BATCH))
+        for symbol, name in _symbols(exported, request).items()
+    }
+
+
+def _unbounded(exported: ExportedProgram, request: ExportRequest) -> Iterator[str]:
+    options = request.target.options
+    for name in dict.fromkeys(_symbols(exported, request).values()):
+        size = options.get(f"max_{name}")
+        if size is None and name != BATCH:
+            yield (
+                f"dimension {name!r} is dynamic and memory is planned ahead; set the target's "
+                f"option max_{name}"
+            )
+        elif size is not None and int(size) < 2:
+            yield f"max_{name} {size}: a dynamic size is at most 2 or more"
 
 
 def _where(node: Node) -> str:
@@ -190,8 +226,8 @@ def _about(request: ExportRequest) -> dict[str, Any]:
     return {
         "build_key": request.build_key,
         "edgeopt": edgeopt.__version__,
-        "inputs": {name: list(request.input_names) for name in request.programs},
-        "outputs": {name: list(request.output_names) for name in request.programs},
+        "inputs": {name: list(request.inputs_of(name)) for name in request.programs},
+        "outputs": {name: list(request.outputs_of(name)) for name in request.programs},
         "plan": request.plan,
         "precision": request.precision,
     }
@@ -237,29 +273,37 @@ class _Located:
 
 
 def _method(name: str, exported: ExportedProgram, request: ExportRequest) -> Method:
-    nodes = {n.name: n for n in exported.graph.nodes}
-    inputs = [nodes[i].meta["val"] for i in program.user_input_names(exported)]
-    inputs = [value for value in inputs if isinstance(value, torch.Tensor)]
+    inputs = [v for v in lowering.inputs_of(exported) if isinstance(v, torch.Tensor)]
     output = next(n for n in exported.graph.nodes if n.op == "output")
-    outputs = [n.meta["val"] for n in output.args[0] if isinstance(n, Node)]
-    roles = request.input_roles or ("tensor",) * len(inputs)
+    specs = exported.graph_signature.output_specs
+    outputs = [
+        node.meta["val"]
+        for spec, node in zip(specs, output.args[0], strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(node, Node)
+    ]
+    symbols = _symbols(exported, request)
+    roles = request.roles_of(name) or ("tensor",) * len(inputs)
     return Method(
         name,
         tuple(
-            _io(n, value, role, f"args.{i}")
+            _io(n, value, role, f"args.{i}", symbols)
             for i, (n, value, role) in enumerate(
-                zip(request.input_names, inputs, roles, strict=False)
+                zip(request.inputs_of(name), inputs, roles, strict=False)
             )
         ),
         tuple(
-            _io(n, value, "tensor", f"{i}")
-            for i, (n, value) in enumerate(zip(request.output_names, outputs, strict=False))
+            _io(n, value, "tensor", f"{i}", symbols)
+            for i, (n, value) in enumerate(zip(request.outputs_of(name), outputs, strict=False))
         ),
     )
 
 
-def _io(name: str, value: torch.Tensor, role: str, path: str) -> IOSpec:
-    shape = tuple(d if isinstance(d, int) else "batch" for d in value.shape)
+def _io(name: str, value: torch.Tensor, role: str, path: str, symbols: Mapping[str, str]) -> IOSpec:
+    known = re.compile(rf"\b({'|'.join(map(re.escape, symbols)) or '(?!)'})\b")
+    shape = tuple(
+        d if isinstance(d, int) else known.sub(lambda found: symbols[found[0]], str(d))
+        for d in value.shape
+    )
     return IOSpec(name, str(value.dtype).removeprefix("torch."), shape, role, path)
 
 
@@ -435,7 +479,7 @@ def _check_weights(
         kept = (
             located.file.channel_scales(filter_)
             if filter_.scales_key
-            else np.float32([filter_.scale])
+            else np.asarray([filter_.scale], np.float32)
         )
         if not np.array_equal(kept, scales):
             raise ExportError(f"{where}: {fqn} has other scales in the file")
@@ -461,16 +505,27 @@ def _check_bias(
         raise ExportError(f"{where}: {fqn} has other codes in the file")
 
 
-def _notes(file: ExecuTorchFile, request: ExportRequest) -> Iterator[str]:
-    for name, method in file.methods.items():
+def _notes(
+    file: ExecuTorchFile, methods: Sequence[Method], request: ExportRequest
+) -> Iterator[str]:
+    bounds: dict[str, int] = {}
+    for described in methods:
+        name, method = described.name, file.methods[described.name]
         left = Counter(kernel.name.removeprefix("aten::") for kernel in method.kernels)
         words = ", ".join(f"{count} {kernel}" for kernel, count in sorted(left.items()))
         yield (
             f"{name}: {len(method.delegates)} delegates; outside: {words or 'nothing'}; planned "
             f"memory {sum(method.arenas)} bytes (XNNPACK's workspace not counted)"
         )
-    if any(tensor.dynamic for m in file.methods.values() for tensor in m.inputs):
-        yield f"dynamic sizes are at most {_max_batch(request)} (option max_batch)"
+        for tensor, spec in zip(method.inputs, described.inputs, strict=True):
+            for got, size in zip(tensor.shape, spec.shape, strict=True):
+                if isinstance(size, str):
+                    bounds[size] = min(got, bounds.get(size, got))
+    for size, got in bounds.items():
+        asked = int(request.target.options.get(f"max_{size}", DEFAULT_MAX_BATCH))
+        # torch guards the choice of a convolution's kernel below a batch of 16
+        less = f", not {asked}: the captured operators hold only below that" if got < asked else ""
+        yield f"{size} is at most {got}{less} (option max_{size})"
 
 
 def _write(path: Path, data: bytes) -> None:

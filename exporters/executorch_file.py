@@ -362,9 +362,9 @@ def _about(program: Mapping[str, Any]) -> Mapping[str, Any]:
         if plan["name"] != ABOUT:
             continue
         for index in plan["outputs"]:
-            kind, value = plan["values"][index]["val"] or ("", {})
-            if kind == "String":
-                found = json.loads(value["string_val"])
+            value = plan["values"][index]["val"]
+            if value is not None and value[0] == "String":
+                found = json.loads(value[1]["string_val"])
                 return found if isinstance(found, dict) else {}
     return {}
 
@@ -473,7 +473,7 @@ def _values(graph: Mapping[str, Any], constants: list[str]) -> Iterator[tuple[in
         params: Any = None
         if kind == "XNNQuantizedTensorValue":
             params, body = body["quant_params"], body["tensor_value"]
-        held = params[1] if params is not None else {}
+        held: dict[str, Any] = dict(params[1]) if params is not None else {}
         per_channel = params is not None and params[0].startswith("PerChannel")
         yield (
             body["id_out"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
 import logging
@@ -12,19 +13,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
-from torch.utils._sympy.value_ranges import ValueRanges
+from torch.utils import _pytree as pytree
 
 from edgeopt import edges, program
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.edges import operator_name
 from edgeopt.errors import ExportError
 from edgeopt.program import ProgramEditor
-
-DEFAULT_MAX_BATCH = 16
-"""Memory is planned ahead, so a dynamic batch needs a largest size."""
-
 
 _WEIGHTED = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
 
@@ -173,7 +171,56 @@ def _address(node: Node) -> str:
     return site.address if site is not None else ""
 
 
-def to_decomposed(exported: ExportedProgram, max_batch: int) -> ExportedProgram:
+def inputs_of(exported: ExportedProgram) -> list[Any]:
+    """Return the recorded value of each user input, in order; tensors and constants."""
+    values = {n.name: n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"}
+    return [values[name] for name in program.user_input_names(exported)]
+
+
+def bounded(exported: ExportedProgram, largest: Mapping[str, int]) -> ExportedProgram:
+    """Return the program with its dynamic sizes bounded; memory is planned for the largest.
+
+    ExecuTorch takes the bound from the shape environment, so the program is captured again.
+
+    Args:
+        exported: Any program; a static one is returned as it is.
+        largest: Symbol of a dynamic size -> what it does not exceed.
+
+    Raises:
+        ExportError: If a dynamic size cannot be that large.
+    """
+    if not largest:
+        return exported
+    inputs = inputs_of(exported)
+    dims = {
+        symbol: torch.export.Dim(f"size{index}", min=1, max=size)
+        for index, (symbol, size) in enumerate(largest.items())
+    }
+
+    def shape_of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return None
+        return {i: dims[str(d)] for i, d in enumerate(value.shape) if not isinstance(d, int)}
+
+    examples = [
+        torch.zeros([d if isinstance(d, int) else 2 for d in t.shape], dtype=t.dtype)
+        for t in inputs
+        if isinstance(t, Tensor)
+    ]
+    args, kwargs = program.unflattened(exported, examples)
+    shapes = pytree.tree_unflatten([shape_of(v) for v in inputs], exported.call_spec.in_spec)
+    forward = inspect.signature(program.runnable(exported).forward)
+    try:
+        named = forward.bind(*shapes[0], **shapes[1]).arguments
+        return program.retrace(exported, args, kwargs, named)
+    except Exception as failure:  # torch.export raises many unrelated types
+        sizes = ", ".join(map(str, largest.values()))
+        raise ExportError(
+            f"executorch: dynamic sizes up to {sizes} do not go: {_one_line(failure)}"
+        ) from failure
+
+
+def to_decomposed(exported: ExportedProgram) -> ExportedProgram:
     """Write the dialect's quantize and dequantize as torch's `quantized_decomposed`.
 
     Codes behind a zero border go: XNNPACK pads codes only where no quantize stands between the pad
@@ -183,7 +230,6 @@ def to_decomposed(exported: ExportedProgram, max_batch: int) -> ExportedProgram:
 
     Args:
         exported: A program whose codes are int8.
-        max_batch: The largest size of a dynamic dimension.
     """
     import torch.ao.quantization.fx._decomposed
 
@@ -212,10 +258,7 @@ def to_decomposed(exported: ExportedProgram, max_batch: int) -> ExportedProgram:
     _codes_through_borders(editor)
     for node in editor.graph.nodes:
         node.meta.pop("from_node", None)  # ExecuTorch numbers nodes by it: one number each
-    finished = editor.finish()
-    for symbol in finished.range_constraints:
-        finished.range_constraints[symbol] = ValueRanges(1, max_batch)
-    return finished
+    return editor.finish()
 
 
 def _numbers(editor: ProgramEditor, scale: Any, zero: Any) -> tuple[float, int]:

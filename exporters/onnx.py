@@ -245,8 +245,10 @@ def _rewrite(model: ir.Model) -> tuple[dict[str, str], dict[str, ir.Value]]:
     """
     from edgeopt.exporters.onnx_rewrites.fold_pad import fold_pad
     from edgeopt.exporters.onnx_rewrites.fold_weight_transpose import fold_weight_transpose
+    from edgeopt.exporters.onnx_rewrites.gather_codes import gather_codes
     from edgeopt.exporters.onnx_rewrites.global_average_pool import global_average_pool
 
+    gather_codes(model)
     transforms = fold_weight_transpose(model)
     folded = fold_pad(model)
     global_average_pool(model)

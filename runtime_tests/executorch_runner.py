@@ -232,7 +232,7 @@ class ExecuTorchSession:
         head, _ = self._process.ask("time", self._where, order=[s._id for s in order])
         return [float(ms) for ms in head["ms"]]
 
-    def example_inputs(self, *, seed: int = 0, method: str = "forward") -> Arrays:
+    def example_inputs(self, method: str = "forward", *, seed: int = 0) -> Arrays:
         """Make inputs that the file takes: normal floats, zero integers, 1 for a dynamic size."""
         random = np.random.default_rng(seed)
         made: dict[str, np.ndarray[Any, Any]] = {}
@@ -323,12 +323,15 @@ class ExecuTorchRunner:
         return ExecuTorchSession(process, files[0], file, threads=options.threads)
 
 
-def peak_memory(artifact: str, model: Path, *, threads: int = 1) -> MemoryResult:
+def peak_memory(
+    artifact: str, model: Path, *, method: str = "forward", threads: int = 1
+) -> MemoryResult:
     """Measure the peak resident set of a process that loads a file and runs it.
 
     Args:
         artifact: The artifact's name, for the result.
         model: An ExecuTorch file; inputs are made.
+        method: Which one runs.
         threads: Threads of the runtime.
 
     Raises:
@@ -343,7 +346,6 @@ def peak_memory(artifact: str, model: Path, *, threads: int = 1) -> MemoryResult
     try:
         base, _ = process.ask("status", str(model), clear=True)
         session = ExecuTorchSession(process, model, file, threads=threads)
-        method = next(iter(file.methods))
         given = session.example_inputs(method=method)
         for _ in range(MEMORY_RUNS):
             session.run(method, given)

@@ -12,12 +12,12 @@ import os
 import struct
 import sys
 import time
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 _HEAD = struct.Struct("<I")
 
 
-def send(stream: BinaryIO, head: dict[str, Any], arrays: list[Any]) -> None:
+def send(stream: IO[bytes], head: dict[str, Any], arrays: list[Any]) -> None:
     """Write one message; the arrays are numpy's."""
     import numpy as np
 
@@ -31,7 +31,7 @@ def send(stream: BinaryIO, head: dict[str, Any], arrays: list[Any]) -> None:
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[Any]] | None:
+def receive(stream: IO[bytes]) -> tuple[dict[str, Any], list[Any]] | None:
     """Read one message, or None where the other end is closed."""
     import numpy as np
 

@@ -20,17 +20,26 @@ from edgeopt.exporters.executorch_file import (
     XnnNode,
     read_file,
 )
-from edgeopt.results import MemoryResult, OperatorRow, SizeRow
-from edgeopt.runtime_tests.base import Runner
+from edgeopt.results import MemoryResult, OperatorRow, ProofResult, SizeRow
+from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 from edgeopt.target import Target
 
 if TYPE_CHECKING:
-    pass
+    from torch.export import ExportedProgram
 
 OUTSIDE = "ExecuTorch CPU kernel"
+BOOKKEEPING = ("executorch_prim::", "aten::sym_")
+"""Sizes and views of dynamic shapes: numbers are computed, no tensor is read."""
 INSIDE = "XNNPACK"
 LARGEST_BUFFERS = 5
+SLOWEST_KERNELS = 8
+NOTHING = "nothing is quantized in this file"
+_MOVES = ("Static", "Concatenate", "Copy")
+_WITH_CODES = frozenset(
+    {"Add", "Subtract", "Multiply", "GlobalAvgPooling2d", "MaxPooling2d", "Clamp"}
+)
+"""Operators that XNNPACK has integer kernels for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +83,13 @@ class Sites:
 
     def of_kernels(self, method: FileMethod) -> list[str]:
         """Return the address of each kernel outside the delegates, in order."""
-        listed = list(self.kernels.get(method.name, ()))
-        found = []
+        listed = self.kernels.get(method.name, ())
+        found, start = [], 0
         for kernel in method.kernels:
-            while listed and listed[0][0] != kernel.name:
-                listed.pop(0)  # a call that became no kernel
-            found.append(listed.pop(0)[1] if listed else "")
+            rest = range(start, len(listed))
+            at = next((i for i in rest if listed[i][0] == kernel.name), None)
+            found.append(listed[at][1] if at is not None else "")
+            start = at + 1 if at is not None else start
         return found
 
 
@@ -119,8 +129,24 @@ class ExecuTorchInspector(Inspector):
                 "kernels": _kernel_counts(file),
                 "outside": _outside(file, sites),
                 "memory_plan": {n: _memory_plan(m) for n, m in file.methods.items()},
+                **self._profile(folder, artifact, target),
             },
         )
+
+    def _profile(self, folder: Path, artifact: Artifact, target: Target) -> dict[str, Any]:
+        """Return where the time goes on this machine, if its runtime is here."""
+        from edgeopt.runtime_tests.executorch_profile import profile
+
+        if self.runner().unavailable() is not None:
+            return {}
+        path, method = folder / artifact.model_file.path, artifact.methods[0].name
+        kernels = profile(path, method=method, threads=target.protocol.threads)[:SLOWEST_KERNELS]
+        return {
+            "slowest_here": [
+                f"{k.kernel}: {k.calls} calls, {k.microseconds:.0f} us, {100 * k.share:.0f} %"
+                for k in kernels
+            ]
+        }
 
     def tensors(self, folder: Path, artifact: Artifact) -> FileTensors:
         from edgeopt.exporters.executorch_tensors import ExecuTorchTensors
@@ -138,10 +164,26 @@ class ExecuTorchInspector(Inspector):
             for name, dtype, size in stored_tensors(folder / artifact.model_file.path)
         )
 
+    def prove(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        inputs: Arrays,
+        programs: Mapping[str, ExportedProgram] | None = None,
+    ) -> ProofResult | None:
+        method = artifact.methods[0].name
+        if programs is None or method not in programs:
+            return None  # a file does not show its codes; its program does
+        from edgeopt.runtime_tests.executorch_proof import prove
+
+        path = folder / artifact.model_file.path
+        return prove(artifact.name, path, inputs, programs[method], method=method)
+
     def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
         from edgeopt.runtime_tests.executorch_runner import peak_memory
 
-        return peak_memory(artifact.name, folder / artifact.model_file.path)
+        method = artifact.methods[0].name
+        return peak_memory(artifact.name, folder / artifact.model_file.path, method=method)
 
 
 def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[OperatorRow]:
@@ -151,6 +193,8 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
     for step in method.steps:
         if isinstance(step, Kernel):
             kernel, site = next(outside)
+            if kernel.name.startswith(BOOKKEEPING):
+                continue
             yield OperatorRow(
                 artifact=artifact.name,
                 operator=kernel.name,
@@ -158,7 +202,7 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
                 precision=_float_type(kernel),
                 where=OUTSIDE,
                 macs=kernel.multiplications,
-                reason=reasons.get(site, "") or f"XNNPACK has no kernel for {kernel.name}",
+                reason=reasons.get(site, "") or f"XNNPACK does not take {kernel.name}",
             )
             continue
         graph = method.delegates[step].graph
@@ -171,7 +215,7 @@ def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[Oper
                 precision=graph.precision(node),
                 where=INSIDE,
                 macs=graph.multiplications(node),
-                reason=_why_float(graph, node),
+                reason=_why_float(graph, node) if artifact.precision == "int8" else NOTHING,
             )
 
 
@@ -185,7 +229,15 @@ def _why_float(graph: XnnGraph, node: XnnNode) -> str:
         return ""
     if node.operator == "Convert":
         return "between codes and floats"
-    return ""
+    if node.operator.startswith(_MOVES):
+        return "moves floats between float operators"
+    if node.operator == "BatchMatrixMultiply":
+        return "XNNPACK multiplies two activations in float"
+    if graph.multiplications(node):
+        return "the plan keeps it in float"
+    if node.operator in _WITH_CODES:
+        return "an operand of it is not quantized"
+    return "XNNPACK computes it in float, between two conversions"
 
 
 def _weighted_float(method: FileMethod) -> int:
@@ -224,7 +276,9 @@ def _outside(file: ExecuTorchFile, sites: Sites) -> dict[str, str]:
     for method in file.methods.values():
         reasons = sites.reasons.get(method.name, {})
         for kernel, site in zip(method.kernels, sites.of_kernels(method), strict=True):
-            why = reasons.get(site, "") or f"XNNPACK has no kernel for {kernel.name}"
+            if kernel.name.startswith(BOOKKEEPING):
+                continue
+            why = reasons.get(site, "") or f"XNNPACK does not take {kernel.name}"
             found.setdefault(site or kernel.name, why)
     return found
 

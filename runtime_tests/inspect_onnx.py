@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from edgeopt.artifact import Artifact
 from edgeopt.contracts import FileTensors
 from edgeopt.errors import ExportError, RuntimeUnavailable
@@ -43,7 +45,13 @@ class OnnxInspector(Inspector):
         with tempfile.TemporaryDirectory() as work:
             optimized = Path(work) / "optimized.onnx"
             save_optimized(path, optimized)
-            placed = placement(artifact.name, path, optimized, tensor_map=artifact.tensor_map)
+            sizes = _open_sizes(artifact) or {}
+            made = {
+                s.name: np.ones(sizes[s.name], s.dtype) for s in artifact.methods[0].inputs if sizes
+            }
+            placed = placement(
+                artifact.name, path, optimized, tensor_map=artifact.tensor_map, inputs=made or None
+            )
         return Structure(
             plain.macs,
             placed.int8_share,

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgeopt.results import Comparison, LatencyResult, Pace, Percentile
+from edgeopt.results import Comparison, LatencyResult, Machine, Pace, Percentile
 from edgeopt.runtime_tests.base import Arrays, LoadOptions, RemoteSession, Runner, Session
 from edgeopt.runtime_tests.machine import machine
 from edgeopt.target import Protocol as LatencyProtocol
@@ -191,11 +191,38 @@ def compare(
     equal = _blocks((baseline, baseline), half, seed, progress, "this machine's noise")
     words = f"timing {candidate.artifact} against {baseline.artifact}"
     first, second = _blocks((candidate, baseline), protocol, seed + 1, progress, words)
+    return paired(
+        (candidate, first), (baseline, second), (equal[0], equal[1]), protocol, here, seed=seed
+    )
+
+
+def paired(
+    candidate: tuple[Subject, Array],
+    baseline: tuple[Subject, Array],
+    equal: tuple[Array, Array],
+    protocol: LatencyProtocol,
+    here: Machine,
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Pair:
+    """Judge interleaved samples.
+
+    Args:
+        candidate: The one judged, with its milliseconds `[blocks, samples]`.
+        baseline: What it is judged against, likewise.
+        equal: The baseline against itself: the machine's noise.
+        protocol: How they were taken.
+        here: The machine.
+        seed: Of the resampling.
+        level: Of the ratio's interval.
+    """
+    (one, first), (other, second) = candidate, baseline
     noise = machine_noise(equal[0], equal[1], len(first), seed=seed)
-    ratio, low, high = ratio_interval(first, second, seed=seed)
+    ratio, low, high = ratio_interval(first, second, seed=seed, level=level)
     comparison = Comparison(
-        candidate=candidate.artifact,
-        baseline=baseline.artifact,
+        candidate=one.artifact,
+        baseline=other.artifact,
         ratio=ratio,
         low=low,
         high=high,
@@ -208,8 +235,8 @@ def compare(
         },
     )
     return Pair(
-        _latency(candidate, first, protocol, here, seed),
-        _latency(baseline, second, protocol, here, seed),
+        _latency(one, first, protocol, here, seed),
+        _latency(other, second, protocol, here, seed),
         comparison,
     )
 
@@ -232,9 +259,9 @@ def judge(ratio: float, low: float, high: float, noise: float) -> Pace:
 
 
 def ratio_interval(
-    candidate: Array, baseline: Array, *, seed: int = 0
+    candidate: Array, baseline: Array, *, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return the ratio of the medians and its 95 % interval, by resampling blocks.
+    """Return the ratio of the medians and its interval, by resampling blocks.
 
     Each block gives `log(median(candidate) / median(baseline))`; the ratio is the exponential of
     their mean without the tenth at either end. Few blocks resample too narrowly, so deviations
@@ -244,6 +271,7 @@ def ratio_interval(
         candidate: Milliseconds `[blocks, samples]`.
         baseline: The same shape, interleaved with it.
         seed: Of the resampling.
+        level: How often the interval covers the truth.
 
     Returns:
         Ratio, low and high; (ratio, 0, inf) where one block tells nothing of the sessions.
@@ -254,8 +282,8 @@ def ratio_interval(
     if blocks < 2:
         return math.exp(centre), 0.0, math.inf
     draws = np.random.default_rng(seed).integers(0, blocks, (RESAMPLES, blocks))
-    low, high = np.percentile(_trimmed_mean(logs[draws]), CONFIDENCE)
-    widen = _widening(blocks)
+    low, high = np.percentile(_trimmed_mean(logs[draws]), _ends(level))
+    widen = _widening(blocks, level)
     return (
         math.exp(centre),
         math.exp(centre - max(centre - float(low), 0.0) * widen),
@@ -298,7 +326,7 @@ def percentile(samples: Array, rank: float, *, seed: int = 0) -> Percentile:
 
 
 def _latency(
-    what: Subject, samples: Array, protocol: LatencyProtocol, here: Any, seed: int
+    what: Subject, samples: Array, protocol: LatencyProtocol, here: Machine, seed: int
 ) -> LatencyResult:
     return LatencyResult(
         artifact=what.artifact,
@@ -324,16 +352,42 @@ def _blocks(
     words: str,
 ) -> list[Array]:
     """Take the samples of each subject: `[blocks, samples]` milliseconds, blocks of equal size."""
+    blocks, size = shape(protocol)
+    random = np.random.default_rng(seed)
+    return interleave(subjects, blocks, size, protocol.warmup, random, progress, words)
+
+
+def shape(protocol: LatencyProtocol) -> tuple[int, int]:
+    """Return how many blocks a protocol's samples make, and the size of each."""
     wanted = max(math.ceil(protocol.samples / protocol.block), MIN_BLOCKS)
     blocks = min(wanted, protocol.samples)
-    size = math.ceil(protocol.samples / blocks)
-    random = np.random.default_rng(seed)
+    return blocks, math.ceil(protocol.samples / blocks)
+
+
+def interleave(
+    subjects: Sequence[Subject],
+    blocks: int,
+    size: int,
+    warmup: int,
+    random: np.random.Generator,
+    progress: Progress,
+    words: str,
+) -> list[Array]:
+    """Take `[blocks, size]` milliseconds of each subject, their calls interleaved.
+
+    Args:
+        subjects: What is timed; one may stand in it twice.
+        blocks: How often the sessions are made anew.
+        size: Samples of each subject in a block.
+        warmup: Calls before the first sample of a session.
+        random: Draws the orders.
+        progress: Called with (words, done, blocks).
+        words: What it is told.
+    """
     taken: list[list[list[float]]] = [[] for _ in subjects]
     for index in range(blocks):
         progress(words, index, blocks)
-        for samples, found in zip(
-            taken, _one_block(subjects, size, protocol.warmup, random), strict=True
-        ):
+        for samples, found in zip(taken, _one_block(subjects, size, warmup, random), strict=True):
             samples.append(found)
     progress(words, blocks, blocks)
     return [np.asarray(samples, np.float64) for samples in taken]
@@ -352,10 +406,10 @@ def _one_block(
             for _ in range(warmup):
                 opened[int(i)].sample()
         order = [int(i) for _ in range(size) for i in random.permutation(count)]
-        timed = [opened[i] for i in order]
-        taken = timed[0].samples(timed)
+        calls = [opened[i] for i in order]
+        taken = calls[0].samples(calls)
         if taken is None:
-            taken = [call.sample() for call in timed]
+            taken = [call.sample() for call in calls]
         samples: list[list[float]] = [[] for _ in subjects]
         for i, ms in zip(order, taken, strict=True):
             samples[i].append(ms)
@@ -372,9 +426,15 @@ def _trimmed_mean(rows: Array) -> Array:
     return np.asarray(kept.mean(axis=1))
 
 
-def _widening(blocks: int) -> float:
-    """Return by how much resampling `blocks` blocks underrates a 95 % interval."""
+def _ends(level: float) -> tuple[float, float]:
+    """Return the percentiles of an interval, 2.5 and 97.5 for 0.95."""
+    return 50 * (1 - level), 50 * (1 + level)
+
+
+def _widening(blocks: int, level: float = 0.95) -> float:
+    """Return by how much resampling `blocks` blocks underrates an interval."""
     from scipy import stats
 
-    student, normal = stats.t.ppf(0.975, blocks - 1), stats.norm.ppf(0.975)
+    rank = (1 + level) / 2
+    student, normal = stats.t.ppf(rank, blocks - 1), stats.norm.ppf(rank)
     return math.sqrt(blocks / (blocks - 1)) * float(student / normal)

@@ -22,6 +22,7 @@ from edgeopt.integer.arithmetic import ORT_MLAS, Arithmetic
 from edgeopt.integer.kernels import Grid, Window
 from edgeopt.results import NodeProof, ProofResult
 from edgeopt.runtime_tests.base import Arrays
+from edgeopt.runtime_tests.differences import first_difference, node_proof
 from edgeopt.runtime_tests.machine import machine
 from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner, save_optimized
 from edgeopt.runtime_tests.ort_graph import (
@@ -33,7 +34,6 @@ from edgeopt.runtime_tests.ort_graph import (
 )
 
 Array = np.ndarray[Any, Any]
-HISTOGRAM_KEYS = 32  # the most frequent differences; the rest is counted as "other"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def prove(
         proof = _compare(case, answer)
         details.append(proof)
         if proof.equal < proof.elements and not first:
-            first = _first_difference(case, answer, proof)
+            first = first_difference(proof, case.output, answer.output, arithmetic.name)
     return _result(artifact, arithmetic, tuple(details), unproven, +islands, first)
 
 
@@ -161,64 +161,9 @@ def _answer(case: _Case) -> _Answer:
     return handler(case)
 
 
-def _same(got: Array, wanted: Array) -> Array:
-    """Return where two arrays have the same bits."""
-    if got.dtype == np.float32:
-        return np.asarray(got.view(np.uint32) == np.ascontiguousarray(wanted).view(np.uint32))
-    return np.asarray(got == wanted)
-
-
 def _compare(case: _Case, answer: _Answer) -> NodeProof:
-    got, wanted = case.output, answer.output
-    node = case.node
-    name = node.name or node.outputs[0]
-    if got.shape != wanted.shape or got.dtype != wanted.dtype:
-        return NodeProof(name, node.operator, got.size, 0, float("inf"))
-    same = _same(got, wanted)
-    equal = int(same.sum())
-    largest, histogram = 0.0, {}
-    if equal < got.size:
-        difference = (got.astype(np.float64) - wanted.astype(np.float64)) / answer.lsb
-        difference = np.where(same, 0.0, difference)
-        largest = float(np.abs(difference).max())
-        histogram = _histogram(difference[~same])
-    return NodeProof(
-        node=name,
-        operator=node.operator,
-        elements=got.size,
-        equal=equal,
-        max_lsb=largest,
-        histogram=histogram,
-    )
-
-
-def _histogram(differences: Array) -> dict[str, int]:
-    """Count differences by whole LSB; what is smaller than half of one counts as `<0.5`."""
-    whole = np.rint(differences)
-    values, counts = np.unique(whole, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    kept = {
-        "<0.5" if values[i] == 0 else f"{values[i]:+.0f}": int(counts[i])
-        for i in order[:HISTOGRAM_KEYS]
-    }
-    rest = int(counts[order[HISTOGRAM_KEYS:]].sum())
-    return kept | ({"other": rest} if rest else {})
-
-
-def _first_difference(case: _Case, answer: _Answer, proof: NodeProof) -> str:
-    got, wanted = case.output, answer.output
-    if got.shape != wanted.shape or got.dtype != wanted.dtype:
-        return (
-            f"{proof.node} ({proof.operator}): the runtime has {got.dtype} {got.shape}, "
-            f"{case.arithmetic.name} gives {wanted.dtype} {wanted.shape}"
-        )
-    same = _same(got, wanted)
-    place = tuple(int(i) for i in np.unravel_index(int(np.argmin(same)), same.shape))
-    return (
-        f"{proof.node} ({proof.operator}): {proof.elements - proof.equal} of {proof.elements} "
-        f"elements differ, first {list(place)}: the runtime has {got[place]}, "
-        f"{case.arithmetic.name} gives {wanted[place]}"
-    )
+    name = case.node.name or case.node.outputs[0]
+    return node_proof(name, case.node.operator, case.output, answer.output, answer.lsb)
 
 
 def _window(case: _Case, kernel: tuple[int, ...]) -> Window:

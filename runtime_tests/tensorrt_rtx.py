@@ -260,31 +260,37 @@ def _types(line: str, section: str) -> tuple[str, ...]:
 def _rows(
     layers: Sequence[Layer], products: Sequence[Product], artifact: str, where: str
 ) -> tuple[tuple[OperatorRow, ...], int]:
-    """Return a row for each product and each other layer, and the INT8 multiplications."""
-    rows, int8 = [], 0
+    """Return a row for each product and each other layer, and the INT8 multiplications.
+
+    The rows are in the engine's order; a product that no layer names follows the one before it.
+    """
+    placed: list[tuple[int, OperatorRow]] = []
+    position = {layer.name: index for index, layer in enumerate(layers)}
+    int8, at = 0, -1
     taken: set[str] = set()
     for product in products:
         layer = _layer_of(product.node, layers)
         precision, reason = "unknown", "the compiler's report names no layer for it"
         if layer is not None:
             taken.add(layer.name)
+            at = position[layer.name]
             precision, reason = _judge(layer, product)
         int8 += product.macs if precision == "int8" else 0
-        rows.append(
-            OperatorRow(
-                artifact=artifact,
-                operator=f"{product.operator} ({layer.kind})" if layer else product.operator,
-                site=product.site,
-                precision=precision,
-                where=where,
-                macs=product.macs,
-                reason=reason,
-            )
+        row = OperatorRow(
+            artifact=artifact,
+            operator=f"{product.operator} ({layer.kind})" if layer else product.operator,
+            site=product.site,
+            precision=precision,
+            where=where,
+            macs=product.macs,
+            reason=reason,
         )
-    for layer in layers:
+        placed.append((at, row))
+    for index, layer in enumerate(layers):
         if layer.name not in taken:
-            rows.append(_other_row(layer, artifact, where))
-    return tuple(rows), int8
+            placed.append((index, _other_row(layer, artifact, where)))
+    placed.sort(key=lambda item: item[0])
+    return tuple(row for _, row in placed), int8
 
 
 def _layer_of(node: str, layers: Sequence[Layer]) -> Layer | None:

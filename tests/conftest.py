@@ -92,7 +92,7 @@ def assets() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fake_report() -> BuildReport:
     """Return a report with something in every section."""
     spec = importlib.util.spec_from_file_location(

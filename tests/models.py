@@ -71,6 +71,20 @@ class Block(nn.Module):
         return x + self.fc2(self.act(self.fc1(self.norm2(x))))
 
 
+class TiedHead(nn.Module):
+    """A language model's head that is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.mix = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.mix(self.embedding(tokens)))
+
+
 def seeded(kind: type[nn.Module], *args: Any) -> nn.Module:
     """Return a model in eval mode with weights from a fixed seed."""
     torch.manual_seed(0)

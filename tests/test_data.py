@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -473,3 +474,83 @@ def test_a_zip_of_class_folders_has_the_usual_cifar_order(assets: Path) -> None:
     )
     part = samples.take(40, seed=1)
     assert overlap(part, samples.take(40, seed=1)) == part.count
+
+
+# Nested inputs
+
+
+class Nested:
+    """`forward(batch, extra=None, *, ids)`: the example of a model whose inputs nest."""
+
+    args = ({"x": torch.zeros(2, 3), "pair": (torch.zeros(2, 4), torch.zeros(2, 5))}, None, 7)
+    kwargs: ClassVar = {"ids": torch.zeros(2, 6, dtype=torch.int64)}
+
+
+NESTED = ("batch_x", "batch_pair_0", "batch_pair_1", "ids")
+
+
+def nested_arrays(count: int = 4) -> dict[str, np.ndarray[Any, Any]]:
+    random = np.random.default_rng(0)
+    return {
+        "batch_x": random.standard_normal((count, 3)).astype(np.float32),
+        "batch_pair_0": random.standard_normal((count, 4)).astype(np.float32),
+        "batch_pair_1": random.standard_normal((count, 5)).astype(np.float32),
+        "ids": random.integers(0, 9, (count, 6)).astype(np.int32),
+    }
+
+
+def test_nested_inputs_are_read_by_name_and_given_as_the_model_takes_them(tmp_path: Path) -> None:
+    arrays = nested_arrays()
+    np.savez(tmp_path / "data.npz", **arrays, labels=np.arange(4))
+    samples = load_data(str(tmp_path / "data.npz"), example=Nested(), input_names=NESTED)
+    batch = next(samples.batches(3))
+    mapping, extra, number = batch.args
+    assert (extra, number) == (None, 7)
+    assert isinstance(mapping["pair"], tuple)
+    np.testing.assert_array_equal(mapping["pair"][1].numpy(), arrays["batch_pair_1"][:3])
+    np.testing.assert_array_equal(batch.kwargs["ids"].numpy(), arrays["ids"][:3])
+    assert batch.kwargs["ids"].dtype == torch.int64
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 1, 2]
+    assert batch.size == 3
+    assert [tuple(v.shape) for v in batch.inputs] == [(3, 3), (3, 4), (3, 5), (3, 6)]
+
+
+def test_nested_samples_may_nest_as_the_model_takes_them() -> None:
+    a = nested_arrays()
+
+    class Data:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> Any:
+            pair = (a["batch_pair_0"][i], a["batch_pair_1"][i])
+            return {"batch": {"x": a["batch_x"][i], "pair": pair}, "ids": a["ids"][i]}
+
+    by_name = as_samples(a, example=Nested(), input_names=NESTED)
+    nested = as_samples(Data(), example=Nested(), input_names=NESTED)
+    items = [
+        ({"x": a["batch_x"][i], "pair": Data()[i]["batch"]["pair"]}, a["ids"][i]) for i in (0, 1)
+    ]
+    positional = as_samples([(*item, 0) for item in items], example=Nested(), input_names=NESTED)
+    assert nested.digest() == by_name.digest()
+    assert positional.fingerprints() == by_name.subset([0, 1]).fingerprints()
+
+
+def test_nested_inputs_that_do_not_fit_are_named() -> None:
+    arrays = nested_arrays()
+    for spoilt, reason in (
+        ({**arrays, "batch_pair_1": arrays["batch_x"]}, r"batch_pair_1 is float32 \[4, 3\]"),
+        ({k: v for k, v in arrays.items() if k != "ids"}, "no array 'ids'"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            as_samples(spoilt, example=Nested(), input_names=NESTED)
+
+
+def test_a_single_number_as_input_has_no_samples() -> None:
+    class Scalar:
+        args = (torch.zeros(2, 3), torch.tensor(0.5))
+        kwargs: ClassVar[dict[str, Any]] = {}
+
+    with pytest.raises(DataError, match=r"input scale: .* this one is a single number"):
+        as_samples(torch.zeros(4, 3), example=Scalar(), input_names=("x", "scale"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -137,8 +138,7 @@ def test_modules_that_cannot_be_used_are_named() -> None:
     ("spec", "words"),
     [
         ("zoo:vti", "no such model .*did you mean 'vit'"),
-        ("hf:folder", "not supported; use zoo:NAME"),
-        ("model.pt2", "not supported; use zoo:NAME"),
+        ("hf:", "no folder; use hf:DIR"),
         ("model.py", "model.py:FACTORY"),
         ("resnet", "not a model; use zoo:NAME"),
         ("timm:resnet18", "no weights"),
@@ -318,3 +318,72 @@ def test_a_factory_with_real_weights_and_data(assets: Path) -> None:
             right = int((loaded.module(*batch.args).argmax(1) == batch.labels).sum())
         # 99.8 % and 81.0 % on all; 66 is more than three standard errors below.
         assert right >= least
+
+
+# Nested inputs and outputs
+
+
+@dataclasses.dataclass
+class Found:
+    boxes: Tensor
+    scores: Tensor
+    masks: Tensor | None = None
+
+
+class Nests(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 8), nn.Linear(3, 8)
+        self.boxes, self.scores = nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(
+        self, batch: dict[str, Tensor], extra: object = None, *, more: list[Tensor]
+    ) -> Found:
+        x = torch.relu(self.left(batch["x"]) + self.right(more[0] + more[1]))
+        return Found(self.boxes(x), self.scores(x))
+
+
+def test_a_model_with_nested_inputs_and_outputs_goes_through_a_build(tmp_path: Path) -> None:
+    from edgeopt.api.build import BuildOptions, run_build
+
+    torch.manual_seed(0)
+    data = {
+        "batch_x": torch.randn(24, 4),
+        "more_0": torch.randn(24, 3),
+        "more_1": torch.randn(24, 3),
+    }
+    loaded = from_module(
+        Nests(),
+        ({"x": torch.zeros(2, 4)}, None),
+        {"more": [torch.zeros(2, 3), torch.zeros(2, 3)]},
+        calibration=data,
+        evaluation=data,
+    )
+    assert loaded.input_names == ("batch_x", "more_0", "more_1")
+    assert loaded.output_names == ("boxes", "scores")
+    outcome = run_build(
+        BuildOptions(
+            model=loaded, profile="host", latency=False, drift=False, dynamic=("batch",),
+            out=tmp_path / "bundle",
+        )
+    )  # fmt: skip
+    (method,) = outcome.bundle.manifest.artifacts[0].methods
+    assert [(i.name, i.shape) for i in method.inputs] == [
+        ("batch_x", ("batch", 4)), ("more_0", ("batch", 3)), ("more_1", ("batch", 3)),
+    ]  # fmt: skip
+    assert [o.name for o in method.outputs] == ["boxes", "scores"]
+    (accuracy,) = outcome.report.accuracy
+    assert accuracy.snr_db is not None
+    assert accuracy.snr_db > 30
+    assert outcome.report.artifacts[0].int8_macs == 1.0
+    (proof,) = outcome.report.proof
+    assert proof.exact
+
+
+def test_an_output_that_is_no_tensor_is_named() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, object]:
+            return {"logits": x, "count": len(x)}
+
+    with pytest.raises(ModelError, match="output count is int; return tensors"):
+        from_module(Counts(), torch.zeros(2, 3))

@@ -30,7 +30,7 @@ def test_a_shipped_recipe_is_a_possible_order_with_a_summary(name: str) -> None:
 
 
 def test_the_recipes_that_ship() -> None:
-    assert set(recipe_names()) >= {"float", "int8", "sparse-int8", "vit-2:4-int8"}
+    assert set(recipe_names()) >= {"float", "int8", "low-rank-int8", "sparse-int8", "vit-2:4-int8"}
 
 
 def test_options_of_a_recipe_go_over_the_defaults_and_settings_over_both() -> None:

@@ -8,8 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch import Tensor, nn
 
-from edgeopt.statistics import HISTOGRAM_BINS, RangeObserver
+from edgeopt import statistics
+from edgeopt.errors import DataError
+from edgeopt.state import Batch
+from edgeopt.statistics import HISTOGRAM_BINS, RangeObserver, SecondMoment, input_moments
+from tests.models import batches as batches_of
+from tests.models import normal
 
 
 def observed(*batches: np.ndarray, histogram: bool = True) -> RangeObserver:
@@ -140,3 +146,96 @@ def test_memory_does_not_grow_with_the_data() -> None:
     assert bins(observer).numel() == HISTOGRAM_BINS
     held = [v for v in vars(observer).values() if isinstance(v, torch.Tensor)]
     assert sum(t.numel() for t in held) == HISTOGRAM_BINS
+
+
+# --- second moments ------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5),
+    width=st.integers(1, 6),
+    offset=st.sampled_from([0.0, 1.0, 1e6]),
+    seed=st.integers(0, 1000),
+)
+def test_a_second_moment_by_streaming_is_that_of_the_whole(
+    sizes: list[int], width: int, offset: float, seed: int
+) -> None:
+    whole = np.random.default_rng(seed).normal(size=(sum(sizes), width)) + offset
+    moment = SecondMoment(width)
+    for part in np.split(whole, np.cumsum(sizes)[:-1]):
+        moment.update(torch.from_numpy(part))
+    assert moment.count == len(whole)
+    if not len(whole):
+        return
+    np.testing.assert_allclose(moment.mean, whole.mean(axis=0), rtol=1e-12)
+    # numpy's covariance too is of differences from the mean; 1e6 leaves 10 of 16 digits of one
+    want = np.cov(whole, rowvar=False, bias=True).reshape(width, width)
+    np.testing.assert_allclose(moment.covariance, want, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(moment.gram, whole.T @ whole / len(whole), rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_larger_than_a_chunk_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(100, 3)
+    whole = SecondMoment(3)
+    whole.update(x)
+    monkeypatch.setattr(statistics, "CHUNK_ROWS", 7)
+    cut = SecondMoment(3)
+    cut.update(x)
+    assert cut.count == 100
+    torch.testing.assert_close(cut.gram, whole.gram, rtol=1e-12, atol=1e-12)
+
+
+def test_float16_inputs_do_not_overflow_a_second_moment() -> None:
+    moment = SecondMoment(2)
+    moment.update(torch.full((10, 2), 60000.0, dtype=torch.float16))
+    torch.testing.assert_close(moment.gram, torch.full((2, 2), 60000.0**2, dtype=torch.float64))
+
+
+def rows_of(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+class TwoLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+        self.second = nn.Linear(3, 2)
+        self.idle = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first(x))
+        return self.second(input=y) + self.second(y + 1)
+
+
+def test_a_layers_input_is_seen_at_each_call_by_position_or_by_name() -> None:
+    model = TwoLayers().eval()
+    x = normal(2, 5, 4)
+    layers = {"first": (4, rows_of), "second": (3, rows_of), "idle": (5, rows_of)}
+    seen: list[int] = []
+    moments = input_moments(model, layers, batches_of(x, x + 1), seen.append)
+    every = torch.cat([x, x + 1]).reshape(-1, 4).double()
+    torch.testing.assert_close(moments["first"].gram, every.T @ every / 20)
+    y = torch.relu(model.first(torch.cat([x, x + 1]))).reshape(-1, 3).double().detach()
+    both = torch.cat([y, y + 1])
+    # the sum was made in float32
+    torch.testing.assert_close(moments["second"].gram, both.T @ both / 40, rtol=1e-6, atol=1e-6)
+    assert (moments["idle"].count, seen) == (0, [1, 2])
+    assert not model.first._forward_pre_hooks
+
+
+def test_the_hooks_go_even_if_the_model_fails() -> None:
+    model = TwoLayers().eval()
+    with pytest.raises(RuntimeError):
+        input_moments(model, {"first": (4, rows_of)}, batches_of(normal(2, 7)))
+    assert not model.first._forward_pre_hooks
+
+
+def test_no_sample_and_bad_samples_are_refused() -> None:
+    model = TwoLayers().eval()
+    with pytest.raises(DataError, match="the calibration data hold no sample"):
+        input_moments(model, {"first": (4, rows_of)}, lambda: iter(()))
+    bad = normal(2, 4)
+    bad[1, 2] = float("nan")
+    with pytest.raises(DataError, match="the input of first took NaN or Inf"):
+        input_moments(model, {"first": (4, rows_of)}, lambda: iter([Batch((bad,))]))

@@ -17,6 +17,7 @@ from edgeopt.target import (
     Compute,
     DeviceProfile,
     Limit,
+    LowRankRule,
     OperatorRule,
     Protocol,
     Target,
@@ -55,6 +56,9 @@ def test_every_number_about_a_device_has_a_source(profile: DeviceProfile) -> Non
     if profile.sparsity is not None:
         assert profile.sparsity.source.strip()
         assert profile.sparsity.n < profile.sparsity.m
+    assert len(profile.low_rank.source) > 20
+    assert profile.low_rank.multiple in (8, 16, 32)
+    assert 0 < profile.low_rank.saving < 1
     names = [fact.name for fact in profile.facts]
     assert len(set(names)) == len(names)
 
@@ -122,6 +126,7 @@ def test_a_profile_of_ones_own_is_read(tmp_path: Path) -> None:
     profile = load(tmp_path, GOOD)
     assert profile.targets == (Target("cpu", "onnx", "onnxruntime", "onnxruntime-x86"),)
     assert profile.limits == (Limit("drop", maximum=1.0),)
+    assert profile.low_rank == LowRankRule(8, 0, 0.0, "edgeopt's own default")
 
 
 BAD = {
@@ -135,6 +140,11 @@ BAD = {
         'name = "drop"',
         'name = "dorp"',
         "limit 'dorp' is not known (did you mean 'drop'?)",
+    ),
+    "a rule of ranks that cannot be": (
+        '[[limits]]\nname = "drop"',
+        '[low_rank]\nsaving = 1.0\nsource = "x"\n[[limits]]\nname = "drop"',
+        "saving from 0 to below 1",
     ),
     "a limit without a bound": (
         "maximum = 1.0",

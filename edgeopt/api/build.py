@@ -175,7 +175,7 @@ class _Build:
                 # The same weights in the same form, nothing quantized.
                 name = f"{target.name}-{target.float_type}"
                 plain = self._file(folder, branch.before, target, name, target.float_type)
-                found.append(Written(plain, branch, own))
+                found.append(Written(plain, branch, own, yardstick=True))
         for precision in self._inputs.extra:
             target = dataclasses.replace(
                 branches[0].target, name="onnx", format="onnx", runtime="onnxruntime"
@@ -244,6 +244,7 @@ class _Build:
             proof=tuple(judgement.proof),
             contracts=tuple(judgement.contracts),
             compile=judgement.compile,
+            unmeasured=judgement.why_untimed(),
             warnings=tuple(dict.fromkeys([*inputs.warnings, *noted, *judgement.warnings])),
             seconds=self._seconds,
         )

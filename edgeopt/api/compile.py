@@ -25,8 +25,8 @@ from edgeopt.passes import by_name
 from edgeopt.pipeline import Pass, Pipeline
 from edgeopt.recipe import Recipe
 from edgeopt.reference import FloatReference, leaves
-from edgeopt.results import PassRow
-from edgeopt.state import ModelState, PassContext, PassRecord, Phase, Stage
+from edgeopt.results import PassRow, finite_db
+from edgeopt.state import FORWARD, ModelState, PassContext, PassRecord, Phase, Stage
 from edgeopt.target import DeviceProfile, Target, load_rules
 from edgeopt.trees import BATCH, Dimension, export_shapes
 
@@ -51,6 +51,7 @@ class Job:
         seed: The seed.
         verify: The verifier's level.
         progress: Called with (what, done, total).
+        history: Passes that ran before the reference was taken (adapter fusion).
         pixels: How 8-bit pixels become the picture input's floats, or None: files take floats.
         quantized_io: Whether INT8 files take and give codes.
     """
@@ -67,6 +68,7 @@ class Job:
     seed: int
     verify: str
     progress: Callable[[str, int, int | None], None]
+    history: tuple[PassRecord, ...] = ()
     pixels: Pixels | None = None
     quantized_io: bool = False
 
@@ -85,6 +87,7 @@ class Job:
             dynamic_shapes=self.loaded.dynamic_shapes,
             input_names=self.loaded.input_names,
             output_names=self.loaded.output_names,
+            methods=self.loaded.methods,
             calibration=(
                 self.calibration.as_batches(batch or CALIBRATION_BATCH)
                 if self.calibration
@@ -149,7 +152,8 @@ def run_trunk(job: Job) -> ModelState:
     # A wrong order in the branch must fail before the model is touched.
     Pipeline(rest, start=Stage.GRAPH, start_phase=Phase.FLOAT, already=tuple(p.name for p in trunk))
     context = job.context(job.profile.targets[0])
-    return Pipeline(trunk).run(ModelState(module=job.loaded.module), context, verify=job.verify)
+    state = ModelState(module=job.loaded.module, history=job.history)
+    return Pipeline(trunk).run(state, context, verify=job.verify)
 
 
 def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
@@ -159,7 +163,7 @@ def run_branch(job: Job, trunk: ModelState, target: Target) -> Branch:
     prepare = tuple(by_name(name)() for name in rules.prepare)
     legalize = tuple(by_name(name)() for name in rules.legalize) if job.quantizes else ()
     example = (job.loaded.example_args, job.loaded.example_kwargs)
-    dynamic = all(has_dynamic_batch(p) for p in trunk.carrier_programs.values())
+    dynamic = has_dynamic_batch(trunk.carrier_programs[FORWARD])
     fixed = None if dynamic else _leading(*example)
     context = job.context(target, fixed)
     already = tuple(p.name for p in front)
@@ -189,7 +193,7 @@ def _row(record: PassRecord, branch: str) -> PassRow:
         config=record.config,
         changes=record.changes,
         skipped=record.skipped,
-        drift_db=record.drift_db,
+        drift_db=None if record.drift_db is None else finite_db(record.drift_db),
         seconds=record.seconds,
         notes=record.notes,
     )
@@ -234,7 +238,8 @@ def at_shapes(job: Job, exported: ExportedProgram) -> ExportedProgram:
         fixed = _leading(args, kwargs)
         if fixed != job.batch and fixed is not None:
             raise ConfigError(
-                f"--batch {job.batch}: the model fixes its batch; pass --batch {fixed}"
+                f"--batch {job.batch}: the model fixes its batch; pass --batch {fixed} (`len(x)` "
+                "in a forward fixes it, `x.shape[0]` does not)"
             )
     elif not leading & set(job.dynamic):
         args, kwargs = resized(args, kwargs, job.batch)
@@ -313,7 +318,10 @@ def export(
         ExportError: If the exporter cannot take the program.
     """
     exporter = exporter_for(target.format)
-    shaped = {m: _shaped(job, p) for m, p in state.carrier_programs.items()}
+    shaped = {  # further methods have their examples' shapes since capture
+        m: p if m in job.loaded.methods else _shaped(job, p)
+        for m, p in state.carrier_programs.items()
+    }
     faces = _interfaces(job, shaped, exporter, precision)
     programs = {method: face.exported for method, face in faces.items()}
     request = ExportRequest(
@@ -328,14 +336,14 @@ def export(
         build_key=build_key,
         dynamic=job.dynamic,
         dimensions=_dimension_names(job, state),
+        further=job.loaded.methods,
     )
     problems = exporter.unsupported(request)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ExportError(f"target {name}: {problems[0]}{more}")
     artifact = exporter.export(request, folder)
-    for face in faces.values():
-        artifact = face.described(artifact)
+    artifact = faces[FORWARD].described(artifact)
     open_ = {d for m in artifact.methods for spec in m.inputs for d in spec.shape}
     lengths = {name: size for name, size in job.lengths.items() if name in open_}
     return dataclasses.replace(artifact, lengths=lengths)
@@ -365,7 +373,7 @@ def _interfaces(
 
 
 def _dimension_names(job: Job, state: ModelState) -> tuple[dict[int, str], ...]:
-    captured = next(iter(state.carrier_programs.values()))
+    captured = state.carrier_programs[FORWARD]
     return tuple(
         {axis: found.name for axis, found in leaf.items() if found.name in job.dynamic}
         for leaf in dimensions(job, captured)

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgeopt.results import SCHEMA_VERSION, Machine
+from edgeopt.torchvision_operators import import_torchvision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,33 @@ _OPTIONAL = (
         "pip install --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
     ),
     _Wanted(
+        "ExecuTorch",
+        "runtime",
+        "executorch",
+        ("executorch",),
+        "writes .pte files for phones and runs them: accuracy, latency, integer proof",
+        "no .pte file is written, so phone-cpu and phone-npu cannot be built whole",
+        "pip install 'edgeopt[executorch]'",
+    ),
+    _Wanted(
+        "QNN",
+        "compiler",
+        "onnxruntime_qnn",
+        ("onnxruntime-qnn",),
+        "Qualcomm's Hexagon compiler and simulator: context binaries, the NPU's own numerics",
+        "the Q/DQ file for the phone NPU is written, but not compiled, run or judged",
+        "pip install 'edgeopt[qnn]' (x86-64 with glibc 2.35 or newer)",
+    ),
+    _Wanted(
+        "Transformers",
+        "loader",
+        "transformers",
+        ("transformers",),
+        "models named hf:DIR",
+        "Transformers folders cannot be loaded",
+        "pip install 'edgeopt[hf]'",
+    ),
+    _Wanted(
         "timm",
         "loader",
         "timm",
@@ -219,6 +247,8 @@ def _look(wanted: _Wanted) -> Piece:
         problem = "not installed"
     else:
         try:
+            if wanted.module in ("timm", "transformers"):  # as the loaders do
+                import_torchvision()
             import_module(wanted.module)
         except Exception as failure:  # a broken install raises anything: OSError, RuntimeError, ...
             first = (str(failure).splitlines() or [""])[0]
@@ -353,4 +383,10 @@ def _why_not(runtime: str) -> str:
     if runtime == "tensorrt":
         missing = find_spec("tensorrt") is None
         return "TensorRT is not installed" if missing else ""
+    if runtime == "executorch":
+        from edgeopt.runtime_tests.executorch_runner import ExecuTorchRunner
+
+        return ExecuTorchRunner().unavailable() or ""
+    if runtime == "qnn":
+        return "a simulator's time is not the NPU's"
     return f"no runner for {runtime} in this version"

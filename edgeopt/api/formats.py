@@ -6,7 +6,7 @@ from edgeopt.errors import ConfigError, nearest
 from edgeopt.exporters.base import Exporter
 from edgeopt.runtime_tests.inspection import Inspector
 
-SUFFIXES = {".onnx": "onnx"}
+SUFFIXES = {".onnx": "onnx", ".pte": "executorch"}
 """Suffix of a plain model file -> its format."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import edgeopt
 from edgeopt.api import limits as judging
+from edgeopt.api.adapter import adapters_of, fuse
 from edgeopt.api.compile import Job, resized
 from edgeopt.api.lock import Lock, differences, key_of, locked_options
 from edgeopt.api.options import BuildOptions
@@ -35,6 +36,7 @@ class Inputs:
         machine: What of the machine decides bytes.
         build_key: Hash of options, parts, tools and machine.
         warnings: What the user should know.
+        adapters: Names of the fused adapters.
     """
 
     job: Job
@@ -48,6 +50,7 @@ class Inputs:
     machine: dict[str, str]
     build_key: str
     warnings: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -77,27 +80,36 @@ def resolve(
     )
     loaded = load_model(options.model) if isinstance(options.model, str) else options.model
     check_finite(loaded.module)
+    if loaded.methods and any(p.name == "quantize" for p in passes):
+        raise ConfigError(
+            f"{loaded.source}: has the methods forward, {', '.join(loaded.methods)}; recipe "
+            f"{recipe.name} quantizes, and data calibrate one method only; use --recipe float"
+        )
     needs = next((p.name for p in passes if p.needs_calibration), None)
     calibration, evaluation = _data(options, loaded, needs, warnings)
+    loaded = _with_real_example(loaded, calibration or evaluation)
+    adapters, passes = adapters_of(options.adapters, passes)
+    fused = fuse(loaded, adapters, profile, verify=options.verify, progress=progress)
     job = Job(
-        loaded=_with_real_example(loaded, calibration or evaluation),
+        loaded=fused.loaded,
         profile=profile,
         recipe=recipe,
         passes=passes,
         calibration=calibration,
-        reference=FloatReference(loaded.module),
+        reference=FloatReference(fused.loaded.module),
         keep_float=(*recipe.keep_float, *options.keep_float),
         batch=options.batch or targets[0].protocol.batch,
         dynamic=options.dynamic,
         seed=options.seed,
         verify=options.verify,
         progress=progress,
+        history=fused.history,
         pixels=_pixels(options, loaded, evaluation, calibration),
         quantized_io=options.quantized_io,
     )
     _check_lengths(job, calibration, "calibration data")
     _check_lengths(job, evaluation, "evaluation data")
-    hashes = _hashes(job, (*targets, *stand_ins), evaluation)
+    hashes = {**_hashes(job, (*targets, *stand_ins), evaluation), **fused.hashes}
     tools = tool_versions()
     machine = {"vnni": str(_has_vnni()).lower()}
     if lock is not None:
@@ -110,7 +122,7 @@ def resolve(
     }
     return Inputs(
         job, targets, stand_ins, extra, limits, evaluation, hashes, tools, machine,
-        key_of(parts), tuple(warnings),
+        key_of(parts), tuple(warnings), fused.names,
     )  # fmt: skip
 
 

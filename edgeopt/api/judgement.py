@@ -24,6 +24,7 @@ from edgeopt.results import (
     Comparison,
     ContractResult,
     DriftRow,
+    FileRole,
     LatencyResult,
     MemoryResult,
     OperatorRow,
@@ -32,6 +33,7 @@ from edgeopt.results import (
 )
 from edgeopt.runtime_tests.base import Arrays
 from edgeopt.runtime_tests.inspection import Structure
+from edgeopt.state import FORWARD
 from edgeopt.target import Compute, Protocol, load_rules
 
 if TYPE_CHECKING:
@@ -51,11 +53,20 @@ class Written:
         artifact: The artifact.
         branch: The branch that it belongs to.
         own: Its target is one of the profile's own, not a stand-in.
+        yardstick: It is the float file that the branch's own file is compared with.
     """
 
     artifact: Artifact
     branch: Branch
     own: bool
+    yardstick: bool = False
+
+    @property
+    def role(self) -> FileRole:
+        """What the report calls it."""
+        if self.yardstick:
+            return FileRole.YARDSTICK
+        return FileRole.TARGET if self.own else FileRole.STAND_IN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +106,7 @@ class Judgement:
         self._stage = stage
         self._runnable: list[Written] = []
         self._structure: dict[str, Structure] = {}
+        self._unavailable: dict[str, str] = {}
         self.rows: dict[str, ArtifactRow] = {}
         self.operators: list[OperatorRow] = []
         self.sizes: list[SizeRow] = []
@@ -162,6 +174,27 @@ class Judgement:
             missing=missing,
         )
 
+    def why_untimed(self) -> dict[str, str]:
+        """Return artifact -> why its latency was not measured, of those where it was not."""
+        timed = {result.artifact for result in self.latency}
+        return {
+            written.artifact.name: self._why_untimed(written)
+            for written in self._written
+            if written.artifact.name not in timed
+        }
+
+    def _why_untimed(self, written: Written) -> str:
+        format_ = written.artifact.format
+        if not inspector_for(format_).times_here:
+            return f"needs the device ({self._job.profile.title})"
+        if format_ in self._unavailable:
+            return self._unavailable[format_]
+        if not self._wishes.latency:
+            return "latency was switched off"
+        if self._samples() is None:
+            return "there are no samples to run it on"
+        return "only INT8 files are timed, each against its float yardstick"
+
     def _samples(self) -> Samples | None:
         # Calibration first: golden vectors must not change with how many samples judge.
         return self._job.calibration or self._wishes.evaluation
@@ -177,6 +210,7 @@ class Judgement:
                 self._runnable.append(written)
         for format_, reason in reasons.items():
             if reason is not None:
+                self._unavailable[format_] = reason
                 self.warnings.append(f"no {format_} file was run: {reason}")
 
     def _inspect(self) -> None:
@@ -186,7 +220,7 @@ class Judgement:
             inspector = inspector_for(artifact.format)
             found = inspector.structure(self._folder, artifact, written.branch.target)
             self._structure[artifact.name] = found
-            self.rows[artifact.name] = measure.artifact_row(artifact, found)
+            self.rows[artifact.name] = measure.artifact_row(artifact, found, written.role)
             self.operators += _with_reasons(found.operators, written)
             self.warnings += found.warnings
             if found.compile:
@@ -225,10 +259,11 @@ class Judgement:
         inputs = io_forms.model_inputs(artifact.methods[0], inputs)
         outputs = io_forms.model_outputs(artifact.methods[0], outputs)
         state = branch.state if artifact.precision == "int8" else branch.before
-        snr = min(
-            measure.snr_against_program(exported, inputs, outputs)
-            for exported in state.carrier_programs.values()
-        )
+        snr = measure.snr_against_program(state.carrier_programs[FORWARD], inputs, outputs)
+        for method, example in self._job.loaded.methods.items():
+            exported = state.carrier_programs[method]
+            given, got = measure.run_example(self._folder, artifact, method, example)
+            snr = min(snr, measure.snr_against_program(exported, given, got))
         floor = SAME_PROGRAM_DB[artifact.precision]
         if snr >= floor:
             return
@@ -284,7 +319,7 @@ class Judgement:
         artifact, state = written.artifact, written.branch.state
         batch = min(STAND_IN_BATCH, evaluation.count)
         fixed = measure.static_batch(artifact)
-        can_grow = all(has_dynamic_batch(p) for p in state.carrier_programs.values())
+        can_grow = has_dynamic_batch(state.carrier_programs[FORWARD])
         own = not inspector_for(artifact.format).stands_in
         if own or fixed is None or fixed >= batch or not can_grow:
             yield self._folder, artifact
@@ -316,7 +351,12 @@ class Judgement:
     def _rank(self) -> None:
         samples = self._samples()
         assert samples is not None
-        self.drift = measure.drift_ranking(self._written[0].branch, samples)
+        first = self._written[0]
+        own = [w.branch for w in self._written if w.own] or [first.branch]
+        branches = {id(branch): branch for branch in own}.values()
+        self.drift = tuple(
+            row for branch in branches for row in measure.drift_ranking(branch, samples)
+        )
 
     def _measure_latency(self) -> None:
         from edgeopt.runtime_tests.latency import compare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,12 @@ from edgeopt.results import (
     ArtifactRow,
     ContractResult,
     DriftRow,
+    FileRole,
     ProofResult,
 )
 from edgeopt.runtime_tests.base import Session
 from edgeopt.runtime_tests.inspection import Structure
-from edgeopt.state import Batch
+from edgeopt.state import FORWARD, Batch, MethodExample
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -126,6 +128,19 @@ def golden(
         session.close()
 
 
+def run_example(
+    folder: Path, artifact: Artifact, method: str, example: MethodExample
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, np.ndarray[Any, Any]]]:
+    """Run a further method of the file on its example; inputs and outputs by name."""
+    values = leaves((example.args, dict(example.kwargs)))
+    given = {n: v.numpy() for n, v in zip(example.input_names, values, strict=True)}
+    session = inspector_for(artifact.format).load(folder, artifact)
+    try:
+        return given, dict(session.run(method, given))
+    finally:
+        session.close()
+
+
 def snr_against_program(
     exported: ExportedProgram,
     inputs: Mapping[str, np.ndarray[Any, Any]],
@@ -170,15 +185,12 @@ def drift_ranking(branch: Branch, samples: Samples) -> tuple[DriftRow, ...]:
     from edgeopt.quant.drift import rank
 
     first = next(samples.batches(min(DRIFT_SAMPLES, samples.count)))
-    rows: list[DriftRow] = []
-    for method, quantized in branch.state.carrier_programs.items():
-        rows += rank(
-            branch.before.carrier_programs[method], quantized, Batch(first.args, first.kwargs)
-        )
-    return tuple(rows)
+    before, after = branch.before.carrier_programs, branch.state.carrier_programs
+    rows = rank(before[FORWARD], after[FORWARD], Batch(first.args, first.kwargs))
+    return tuple(dataclasses.replace(row, target=branch.target.name) for row in rows)
 
 
-def artifact_row(artifact: Artifact, found: Structure) -> ArtifactRow:
+def artifact_row(artifact: Artifact, found: Structure, role: FileRole) -> ArtifactRow:
     """Describe an artifact in short."""
     return ArtifactRow(
         name=artifact.name,
@@ -191,4 +203,6 @@ def artifact_row(artifact: Artifact, found: Structure) -> ArtifactRow:
         macs=found.macs,
         int8_macs=found.int8_macs,
         notes=artifact.notes,
+        role=role,
+        float_gemms=found.float_gemms,
     )

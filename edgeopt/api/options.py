@@ -29,12 +29,14 @@ class BuildOptions:
         settings: `pass.option=value`.
         keep_float: Address globs that stay float.
         batch: Batch size of the files, or None: the protocol's.
-        dynamic: Names of dimensions that stay dynamic (`batch`).
+        dynamic: Names of dimensions that stay dynamic (`batch`, `sequence`, ...: the model's).
         input_form: `float`, or `uint8-nhwc`: the picture input takes 8-bit pixels, channels last,
             and the file normalizes them.
         quantized_io: Inputs take and outputs give codes, where they are quantized at the border.
         out: The bundle's folder, or None: `dist/MODEL-PROFILE`.
         limits: `NAME<=NUMBER` or `NAME>=NUMBER`; replace the profile's of that name.
+        adapters: PEFT LoRA folders, each `DIR` or `DIR@WEIGHT`, fused before the float reference is
+            taken, so that accuracy is judged against the adapted model.
         seed: Seed of every draw.
         calib_samples: Samples drawn from the calibration data.
         eval_samples: Samples drawn from the evaluation data, or None: all.
@@ -60,6 +62,7 @@ class BuildOptions:
     quantized_io: bool = False
     out: Path | None = None
     limits: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     seed: int = 0
     calib_samples: int = 64
     eval_samples: int | None = None
@@ -74,6 +77,8 @@ class BuildOptions:
         for name in ("formats", "settings", "keep_float", "dynamic", "limits"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        given = (self.adapters,) if isinstance(self.adapters, (str, Path)) else self.adapters
+        object.__setattr__(self, "adapters", tuple(str(adapter) for adapter in given))
         for name in ("out", "lock"):
             value = getattr(self, name)
             object.__setattr__(self, name, Path(value) if value is not None else None)

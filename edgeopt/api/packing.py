@@ -53,6 +53,7 @@ def write_manifest(
             files=files,
             preprocessing=inputs.preprocessing,
             labels=job.loaded.labels,
+            adapters=inputs.adapters,
             minimum_runtime={
                 t.runtime: t.minimum_runtime for t in inputs.targets if t.minimum_runtime
             },

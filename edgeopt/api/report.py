@@ -100,6 +100,7 @@ def with_measurement(
         latency=(dataclasses.replace(latency, stand_in=not trusted), *others),
         limits=limits,
         verdict=combine([limit.verdict for limit in limits]),
+        unmeasured={k: why for k, why in report.unmeasured.items() if k != latency.artifact},
         compile={**report.compile, f"{latency.artifact} on {measured.device}": _about(measured)},
         warnings=(*report.warnings, *(w for w in warnings if w not in report.warnings)),
     )

@@ -12,8 +12,9 @@ from edgeopt.api import measure
 from edgeopt.api.formats import inspector_for
 from edgeopt.artifact import Artifact
 from edgeopt.bundle import Bundle, read_contracts, read_golden
-from edgeopt.errors import BundleError, EdgeOptError, RuntimeUnavailable
+from edgeopt.errors import BundleError, ConfigError, EdgeOptError, RuntimeUnavailable
 from edgeopt.results import Check, ContractResult, ProofResult, Verdict, VerifyResult, combine
+from edgeopt.runtime_tests.base import Arrays
 from edgeopt.state import no_progress
 
 GOLDEN_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
@@ -39,6 +40,12 @@ def run_verify(
     for artifact in bundle.manifest.artifacts:
         if artifact.model_file.path in damaged:
             continue  # told already; a damaged file may do anything to its reader
+        try:
+            inspector_for(artifact.format)
+        except ConfigError as failure:  # a bundle of a newer edgeopt
+            unavailable = True
+            checks.append(Check(f"run {artifact.name}", False, str(failure)))
+            continue
         progress(f"check {artifact.name}", 0, None)
         found, problem = _contracts(bundle, artifact)
         contracts += found
@@ -97,7 +104,7 @@ def _golden(bundle: Bundle, artifact: Artifact) -> list[Check]:
         got = session.run(artifact.methods[0].name, inputs)
     finally:
         session.close()
-    error = max(_error(wanted[key], got.get(key)) for key in wanted)
+    error = golden_error(wanted, got)
     allowed = GOLDEN_TOLERANCE[artifact.precision]
     return [
         Check(
@@ -106,6 +113,11 @@ def _golden(bundle: Bundle, artifact: Artifact) -> list[Check]:
             f"largest error {error:.3g} of the largest output, {allowed:g} is allowed",
         )
     ]
+
+
+def golden_error(wanted: Arrays, got: Arrays) -> float:
+    """Return the largest error as a share of the largest golden output; infinite if one lacks."""
+    return max(_error(wanted[key], got.get(key)) for key in wanted)
 
 
 def _error(wanted: np.ndarray[Any, Any], got: np.ndarray[Any, Any] | None) -> float:

@@ -6,10 +6,13 @@ from typing import Annotated
 
 import typer
 
+from edgeopt.cli.adapter import adapter
+from edgeopt.cli.assets import assets
 from edgeopt.cli.bench import bench
 from edgeopt.cli.build import build
 from edgeopt.cli.catalogue import models, passes, profiles, recipes
 from edgeopt.cli.doctor import doctor
+from edgeopt.cli.gate import gate
 from edgeopt.cli.report import report
 from edgeopt.cli.schema import schema
 from edgeopt.cli.verify import verify
@@ -23,8 +26,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for command in (build, verify, bench, report, passes, profiles, models, recipes, doctor, schema):
+for command in (
+    build,
+    verify,
+    bench,
+    gate,
+    assets,
+    report,
+    passes,
+    profiles,
+    models,
+    recipes,
+    doctor,
+    schema,
+):
     app.command()(command)
+app.add_typer(adapter, name="adapter")
 
 
 def _version(wanted: bool) -> None:

@@ -64,6 +64,14 @@ def build(
             "--set", metavar="PASS.OPTION=VALUE", help="An option of a pass; may be repeated."
         ),
     ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="DIR[@WEIGHT]",
+            help="A PEFT LoRA folder to fuse first; may be repeated.",
+        ),
+    ] = None,
     keep_float: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Leave these sites in float; may be repeated."),
@@ -148,6 +156,7 @@ def build(
             quantized_io=quantized_io,
             out=out,
             limits=tuple(limits or ()),
+            adapters=tuple(adapters or ()),
             seed=seed,
             calib_samples=calib_samples,
             eval_samples=eval_samples,

@@ -168,6 +168,10 @@ def _show_profile(profile: DeviceProfile) -> None:
             s.source,
         )
         show_table(Table("Sparsity", ("pattern", "multiples", "pays from", "source"), (row,)))
+    low = profile.low_rank
+    thin = (str(low.multiple), str(low.min_width), f"{100 * low.saving:g} %", low.source)
+    columns = ("ranks are multiples of", "pays from width", "saves at least", "source")
+    show_table(Table("Low rank", columns, (thin,)))
     facts = tuple((f.name, f"{f.value:g}", f.unit, f.source) for f in profile.facts)
     show_table(Table("Facts", ("fact", ">value", "unit", "source"), facts))
     unknown = tuple((words,) for words in profile.unknown)

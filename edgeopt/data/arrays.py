@@ -241,11 +241,12 @@ def split_item(value: Any, signature: Signature, where: str) -> tuple[list[Tenso
         return _by_name(value[0], signature, where), value[1]
     elif len(value) == 2 and isinstance(value[0], (tuple, list)):
         parts, label = value
-    elif len(value) == len(signature.leaves) + 1:
-        *parts, label = value
     else:
         parts = value
-    return [to_tensor(part, where) for part in _arrays(parts)], label
+    arrays = list(_arrays(parts))
+    if label is None and len(arrays) == len(signature.leaves) + 1:
+        label = arrays.pop()
+    return [to_tensor(array, where) for array in arrays], label
 
 
 def _by_name(value: Mapping[str, Any], signature: Signature, where: str) -> list[Tensor]:

@@ -46,6 +46,22 @@ class RoundingMode(enum.Enum):
     TOSA_DOUBLE = "tosa_double"
 
 
+class Elementwise(enum.Enum):
+    """How a runtime with float32 rescales computes what has no accumulator of products.
+
+    Attributes:
+        MLAS: quantize divides by the scale; add is two float32 multiply-adds; a product adds its
+            zero point before it rounds, a mean after; a mean over n has the factor
+            `s_x / (s_y * n)`.
+        XNNPACK: quantize multiplies by `1 / s`; add works in integers, with multipliers of 21 bits
+            and a shift, ties up; a product adds its zero point after it rounds, a mean before; a
+            mean over n has the factor `(s_x / s_y) * (1 / n)`.
+    """
+
+    MLAS = "mlas"
+    XNNPACK = "xnnpack"
+
+
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
     """The integer arithmetic of a runtime.
@@ -54,11 +70,13 @@ class Arithmetic:
         name: As reports call it.
         rounding: How accumulators are rescaled and rounded.
         accumulator_bits: Width of the accumulator; sums beyond it wrap.
+        elementwise: How quantize, add, multiply and mean are computed where rescales are float32.
     """
 
     name: str
     rounding: RoundingMode
     accumulator_bits: int = 32
+    elementwise: Elementwise = Elementwise.MLAS
 
     def __post_init__(self) -> None:
         if self.accumulator_bits not in (32, 64):
@@ -97,6 +115,8 @@ class Arithmetic:
     def quantize(self, x: Array, scale: Array, zero_point: Array, dtype: Any) -> Array:
         """Return the codes of floats: `clip(rne(x / scale) + zero_point)` in float32.
 
+        XNNPACK multiplies by the float32 reciprocal of the scale instead.
+
         Args:
             x: float32.
             scale: float32, broadcastable against `x`.
@@ -105,10 +125,14 @@ class Arithmetic:
         """
         x = x.astype(np.float32, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities saturate
+            if self.elementwise is Elementwise.XNNPACK:
+                return _to_codes(x * (np.float32(1) / scale), zero_point, dtype)
             return _to_codes(x / scale, zero_point, dtype)
 
 
 ORT_MLAS = Arithmetic("ort_mlas", RoundingMode.RNE_F32)
+XNNPACK = Arithmetic("xnnpack", RoundingMode.RNE_F32, elementwise=Elementwise.XNNPACK)
+"""XNNPACK's float32 rescale: x86, and 64-bit Arm for weights with one scale a channel."""
 
 
 def requantize(

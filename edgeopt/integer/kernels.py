@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.errors import ConfigError
-from edgeopt.integer.arithmetic import ORT_MLAS, Arithmetic, RescaleKind
+from edgeopt.integer.arithmetic import ORT_MLAS, Arithmetic, Elementwise, RescaleKind
 
 Array = np.ndarray[Any, Any]
 
@@ -387,10 +387,12 @@ def add(
 
     In float32, `r_a = s_a / s_y`, `r_b = s_b / s_y`, `c = z_y - fma(r_a, z_a, r_b * z_b)`:
     `clip(rne(fma(a, r_a, fma(b, r_b, c))))`. Where `a` is constant over the innermost
-    dimension and `b` is not, they change places.
+    dimension and `b` is not, they change places. XNNPACK's is `_shifted_add`.
     """
     if arithmetic.rescale is not RescaleKind.FLOAT32:
         return _fixed_point_add(a, a_grid, b, b_grid, out_grid, arithmetic)
+    if arithmetic.elementwise is Elementwise.XNNPACK:
+        return _shifted_add(a, a_grid, b, b_grid, out_grid, sign=1)
     if _is_inner_scalar(a, b):
         a, a_grid, b, b_grid = b, b_grid, a, a_grid
     ratio_a = a_grid.scale / out_grid.scale
@@ -399,6 +401,46 @@ def add(
     constant = zeros[2] - _fused_multiply_add(ratio_a, zeros[0], ratio_b * zeros[1])
     inner = _fused_multiply_add(b.astype(np.float32), ratio_b, constant)
     return _saturate(_fused_multiply_add(a.astype(np.float32), ratio_a, inner), out_grid.dtype)
+
+
+def subtract(
+    a: Array,
+    a_grid: Grid,
+    b: Array,
+    b_grid: Grid,
+    out_grid: Grid,
+    arithmetic: Arithmetic,
+) -> Array:
+    """Return the codes of `a - b`, with broadcasting.
+
+    Raises:
+        ConfigError: If the runtime has no such kernel; only XNNPACK's is known.
+    """
+    if arithmetic.elementwise is not Elementwise.XNNPACK:
+        raise ConfigError(f"arithmetic {arithmetic.name}: has no integer subtraction")
+    return _shifted_add(a, a_grid, b, b_grid, out_grid, sign=-1)
+
+
+def _shifted_add(
+    a: Array, a_grid: Grid, b: Array, b_grid: Grid, out_grid: Grid, *, sign: int
+) -> Array:
+    """Add as XNNPACK does (xnn_init_qs8_add_minmax_params): integers and one shift, ties up.
+
+    With `r_a = s_a / s_y` and `r_b = s_b / s_y` in float32, and e the exponent of the larger one:
+    `t = 20 - e`, `m = rne(r * 2^t)`, `y = ((m_a (a - z_a) + m_b (b - z_b) + 2^(t-1)) >> t) + z_y`.
+    A multiplier has at most 21 bits, so each product has under 2^30 and int32 holds the sum.
+    """
+    ratios = [np.float32(g.scale) / np.float32(out_grid.scale) for g in (a_grid, b_grid)]
+    exponent = int(np.frexp(max(ratios))[1]) - 1  # frexp's fraction is under 1
+    shift = 20 - exponent
+    first, second = (int(np.rint(np.ldexp(np.float64(r), shift))) for r in ratios)
+    total = _centred(a, a_grid.zero_point).astype(np.int64) * first
+    total = total + _centred(b, b_grid.zero_point).astype(np.int64) * (sign * second)
+    rescaled = (total + (np.int64(1) << (shift - 1))) >> shift
+    info = np.iinfo(out_grid.dtype)
+    return np.asarray(
+        np.clip(rescaled + out_grid.zero_point, info.min, info.max).astype(out_grid.dtype)
+    )
 
 
 def _is_inner_scalar(a: Array, b: Array) -> bool:
@@ -439,11 +481,12 @@ def multiply(
 ) -> Array:
     """Return the codes of `a * b`, with broadcasting (QLinearMul): factor `(s_a * s_b) / s_y`.
 
-    In float32 the zero point is added before the rounding, so that ties go to even *codes*.
+    In MLAS the zero point is added before the rounding, so that ties go to even *codes*.
     """
     product = _centred(a, a_grid.zero_point).astype(np.int32) * _centred(b, b_grid.zero_point)
     factor = arithmetic.factor(a_grid.scale, b_grid.scale, over=out_grid.scale)
-    if arithmetic.rescale is not RescaleKind.FLOAT32:
+    fixed = arithmetic.rescale is not RescaleKind.FLOAT32
+    if fixed or arithmetic.elementwise is Elementwise.XNNPACK:
         return arithmetic.requantize(product, factor, out_grid.zero_point, out_grid.dtype)
     real = product.astype(np.float32) * factor
     return _saturate(real + out_grid.zero_point.astype(np.float32), out_grid.dtype)
@@ -454,11 +497,17 @@ def global_average_pool(
 ) -> Array:
     """Return the codes of the mean over the spatial dimensions of `[N, C, *spatial]`.
 
-    QLinearGlobalAveragePool: the int32 sum, with the factor `s_x / (s_y * count)`.
+    QLinearGlobalAveragePool: the int32 sum, with the factor `s_x / (s_y * count)`; XNNPACK's is
+    `(s_x / s_y) * (1 / count)`, with the zero point added before the rounding.
     """
     axes = tuple(range(2, x.ndim))
     count = math.prod(x.shape[2:])
     total = _centred(x, x_grid.zero_point).sum(axis=axes, keepdims=True, dtype=np.int64)
+    if arithmetic.elementwise is Elementwise.XNNPACK:
+        share = np.float32(1) / np.float32(count)
+        ratio = arithmetic.factor(arithmetic.factor(x_grid.scale, over=out_grid.scale), share)
+        real = _wrapped(total, arithmetic).astype(np.float32) * ratio
+        return _saturate(real + out_grid.zero_point.astype(np.float32), out_grid.dtype)
     over = arithmetic.factor(out_grid.scale, np.float32(count))
     factor = arithmetic.factor(x_grid.scale, over=over)
     accumulator = _wrapped(total, arithmetic)

@@ -6,7 +6,9 @@ from typing import Any
 
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.passes.capture.capture import Capture
+from edgeopt.passes.factorize.factorize_svd import FactorizeSVD
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
+from edgeopt.passes.fuse.fuse_lora import FuseLora
 from edgeopt.passes.legalize.drop_implied_activations import DropImpliedActivations
 from edgeopt.passes.legalize.integer_bias import IntegerBias
 from edgeopt.passes.legalize.signed_second_operands import SignedSecondOperands
@@ -25,7 +27,9 @@ from edgeopt.passes.quantize.quantize import Quantize
 from edgeopt.pipeline import Pass
 
 ALL: tuple[type[Pass[Any]], ...] = (
+    FuseLora,
     FoldBatchNorm,
+    FactorizeSVD,
     PruneNM,
     Capture,
     DecomposeAttention,

@@ -11,7 +11,7 @@ from torch.fx import Interpreter, Node
 
 from edgeopt import edges, program
 from edgeopt.reference import snr_db
-from edgeopt.results import DriftRow
+from edgeopt.results import DriftRow, finite_db
 from edgeopt.state import Batch
 from edgeopt.verify_graph import weighted_operands
 
@@ -38,20 +38,21 @@ def rank(
         quant_watch.run(*inputs)
         float_watch.run(*inputs)
     rows = []
-    for site_id, node in wanted.items():
+    for depth, (site_id, node) in enumerate(wanted.items(), start=1):
         exact = float_watch.outputs[site_id]
         own = _alone(node, float_watch.inputs[site_id], quant_watch, site_id)
         rows.append(
             (
+                depth,
                 edges.require_site(node).address,
-                snr_db([exact], [quant_watch.outputs[site_id]]),
-                snr_db([exact], [own]),
+                finite_db(snr_db([exact], [quant_watch.outputs[site_id]])),
+                finite_db(snr_db([exact], [own])),
             )
         )
-    rows.sort(key=lambda row: row[2])
+    rows.sort(key=lambda row: row[3])
     return [
-        DriftRow(site=site, snr_db=total, own_snr_db=own, rank=index + 1)
-        for index, (site, total, own) in enumerate(rows)
+        DriftRow(site=site, snr_db=total, own_snr_db=own, rank=index + 1, depth=depth)
+        for index, (depth, site, total, own) in enumerate(rows)
     ]
 
 

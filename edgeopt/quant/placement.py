@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from edgeopt import program
 from edgeopt.edges import address, flat_arguments, matches, operator_name
+from edgeopt.quant.spec import Granularity
 from edgeopt.target import Compute, OperatorRule, RuleSet
 
 
@@ -26,6 +27,14 @@ class Weighted:
     activation: Node
     weight: Node
     bias: Node | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """An operator that picks rows of a weight whose codes a weighted operator reads as well."""
+
+    node: Node
+    weighted: Weighted
 
 
 _BINARY = frozenset({"add", "sub", "mul"})
@@ -63,6 +72,7 @@ class Placement:
 
     Attributes:
         weighted: Weighted operators that become integer, in graph order.
+        tables: Operators that pick rows of their weights.
         values: Values that are carried as codes, in graph order.
         constants: Stored tensors that are no weights and become codes, in graph order.
         ports: Value or constant -> (reader, argument index) that read codes.
@@ -73,12 +83,18 @@ class Placement:
     """
 
     weighted: list[Weighted] = dataclasses.field(default_factory=list)
+    tables: list[Table] = dataclasses.field(default_factory=list)
     values: list[Node] = dataclasses.field(default_factory=list)
     constants: list[Node] = dataclasses.field(default_factory=list)
     ports: dict[Node, list[tuple[Node, int]]] = dataclasses.field(default_factory=dict)
     codes_only: set[Node] = dataclasses.field(default_factory=set)
     groups: Groups = dataclasses.field(default_factory=Groups)
     stays_float: dict[Node, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def owners(self) -> dict[Node, Weighted]:
+        """Weight -> the first operator that multiplies by it, which owns its parameters."""
+        return {w.weight: w for w in reversed(self.weighted)}
 
 
 def tensor_arguments(node: Node) -> list[tuple[int, Node]]:
@@ -200,6 +216,8 @@ class Placer:
         found: dict[Node, str] = {}
         for node, weighted in eligible.items():
             for reader in weighted.weight.users:
+                if self._picks_rows(reader, weighted.weight):
+                    continue
                 same = eligible.get(reader)
                 if same is None or same.weight is not weighted.weight:
                     found[node] = (
@@ -211,6 +229,19 @@ class Placer:
                     if same is None or same.weight is not weighted.weight:
                         found[node] = f"its bias is also read by {operator_name(reader)}"
         return found
+
+    def _picks_rows(self, reader: Node, weight: Node) -> bool:
+        """Say whether a reader can take rows of codes: each row of the table has one scale."""
+        spec = self._rules.weight
+        by_row = spec.granularity is Granularity.TENSOR or (
+            spec.granularity is Granularity.CHANNEL and spec.axis == 0
+        )
+        return (
+            by_row
+            and self._rules.rule(operator_name(reader)).compute is Compute.TABLE
+            and reader.args[0] is weight
+            and not self._kept_float(reader)
+        )
 
     def _want(self, value: Node, reader: Node | None = None, index: int = 0) -> None:
         """Carry a value as codes; codes flow back through operators that only move them."""
@@ -327,9 +358,12 @@ class Placer:
 
     def _share_weights(self, eligible: list[Weighted]) -> None:
         """Calls of one module share the scale of their input, so that they share the bias grid."""
-        first: dict[Node, Weighted] = {}
+        first = self._placement.owners
         for weighted in eligible:
-            if weighted.weight in first:
-                self._placement.groups.join(first[weighted.weight].activation, weighted.activation)
-            else:
-                first[weighted.weight] = weighted
+            owner = first[weighted.weight]
+            if owner is not weighted:
+                self._placement.groups.join(owner.activation, weighted.activation)
+        for weight, owner in first.items():
+            self._placement.tables += [
+                Table(reader, owner) for reader in weight.users if self._picks_rows(reader, weight)
+            ]

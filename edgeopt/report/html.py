@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-from edgeopt.report import plots, view
+from edgeopt.report import drift, overview, placement, plots, sizes, view, words
+from edgeopt.report.files import Files
 from edgeopt.report.printable import printable
 from edgeopt.results import BuildReport, Verdict
 
@@ -27,11 +28,13 @@ def render(report: BuildReport) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        bytes=_bytes,
-        kind=_kind,
-        number=_number,
-        significant=_significant,
-        quantity=view.quantity,
+        bytes=words.size,
+        count=words.count,
+        decibels=words.decibels,
+        kind=words.kind,
+        number=words.number,
+        significant=words.significant,
+        quantity=words.quantity,
         verdict=lambda verdict: _VERDICT_CLASS[verdict],
     )
     page = environment.get_template("report.html.j2")
@@ -51,56 +54,48 @@ def _css() -> Any:
 def _views(report: BuildReport) -> dict[str, Any]:
     from markupsafe import Markup
 
+    files = Files(report)
     precisions = {a.name: a.precision for a in report.artifacts}
     latency = [
-        (machine, results, Markup(plots.latency_plot(results, precisions, f"latency-{index}")))
+        (
+            machine,
+            results,
+            view.latency_findings(results, report.comparisons),
+            Markup(plots.latency_plot(results, precisions, f"latency-{index}")),
+        )
         for index, (machine, results) in enumerate(view.machines(report))
     ]
-    worst = sorted(report.drift, key=lambda row: row.rank)
+    judged = view.judged(report)
+    targets = overview.targets(report)
+    profile = drift.profile(report)
+    rankings = drift.views(report)
     return {
-        "tiles": view.tiles(report),
+        "targets": targets,
+        "targets_title": overview.title(targets),
+        "tiles": overview.tiles(targets),
         "sentence": view.verdict_sentence(report),
         "limit_fill": view.limit_fill,
+        "accuracy_findings": [view.accuracy_finding(group) for group in judged],
+        "drops": [
+            Markup(plots.drop_plot(group, view.drop_limit(report, group), f"drop-{index}"))
+            for index, group in enumerate(judged)
+        ],
         "latency": latency,
+        "comparison_findings": [view.comparison_finding(pair) for pair in report.comparisons],
         "ratios": Markup(plots.ratio_plot(report.comparisons)) if report.comparisons else "",
-        "size": view.sizes(report),
-        "placements": view.placements(report),
-        "drift": worst,
-        "drift_plot": Markup(plots.drift_plot(worst[:MOST_DRIFT_ROWS])) if worst else "",
-        "drift_shown": min(len(worst), MOST_DRIFT_ROWS),
-        "keep_float": view.keep_float_command(report, worst[0].site) if worst else "",
+        "sizes": sizes.sizes(report),
+        "operators": placement.placements(report),
+        "profile": profile,
+        "profile_plot": Markup(plots.profile_plot(profile)) if profile is not None else "",
+        "drift": rankings,
+        "drift_plots": [
+            Markup(plots.drift_plot(ranking.rows[:MOST_DRIFT_ROWS], f"drift-plot-{index}"))
+            for index, ranking in enumerate(rankings)
+        ],
+        "drift_shown": MOST_DRIFT_ROWS,
+        "roles": {a.name: files.role(a).value for a in report.artifacts},
         "branches": view.branches(report.passes),
         "histogram": view.histogram,
         "is_mapping": lambda value: isinstance(value, dict),
         "is_list": lambda value: isinstance(value, (list, tuple)),
     }
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    if value is None:
-        return "–"
-    if abs(value) >= 10_000:
-        return f"{value:,.0f}"
-    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
-
-
-def _significant(value: float | None) -> str:
-    """Write a number of any size with four significant digits."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _bytes(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
-
-
-def _kind(precision: str) -> str:
-    """Return the CSS class of a precision or dtype."""
-    if precision.startswith(("int8", "uint8", "int4", "uint4")):
-        return "int8"
-    if precision.startswith(("float16", "bfloat16")):
-        return "half"
-    return "full" if precision.startswith("float") else "other"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.report.drift import Profile
 from edgeopt.report.printable import printable
-from edgeopt.results import Comparison, DriftRow, LatencyResult
+from edgeopt.report.view import called
+from edgeopt.report.words import number, stage
+from edgeopt.results import EXACT_DB, AccuracyResult, Comparison, DriftRow, LatencyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 # Drawn with these, then replaced: matplotlib knows no CSS variables.
 _INK, _MUTED, _RULE = "#010101", "#020202", "#030303"
 _INT8, _FLOAT, _BAND = "#040404", "#050505", "#060606"
+_FAIL = "#070707"
+_LINES = ("#080808", "#090909", "#0a0a0a", "#0b0b0b")
 _CSS = {
     _INK: "var(--ink)",
     _MUTED: "var(--muted)",
@@ -25,10 +31,14 @@ _CSS = {
     _INT8: "var(--int8)",
     _FLOAT: "var(--float)",
     _BAND: "var(--band)",
+    _FAIL: "var(--fail)",
+    **{colour: f"var(--line{index})" for index, colour in enumerate(_LINES, start=1)},
 }
 _WIDTH_INCHES = 9.6
 _BINS = 180
 _MARKERS = {"p50": "o", "p90": "^", "p99": "D"}
+_LINE_MARKERS = ("o", "s", "^", "D")
+_MOST_STAGES = 14
 
 
 def latency_plot(
@@ -64,7 +74,7 @@ def latency_plot(
             )
     axes.set_ylim(-0.36, len(results) - 0.22)
     axes.set_yticks([len(results) - 1 - i + 0.18 for i in range(len(results))])
-    axes.set_yticklabels([_short(r.artifact) for r in results])
+    axes.set_yticklabels([_short(called(r)) for r in results])
     axes.set_xlim(edges[0], edges[-1])
     axes.set_xlabel(
         "latency of one call in ms;  ● p50  ▲ p90  ◆ p99 with 95 % intervals", color=_MUTED
@@ -106,17 +116,128 @@ def ratio_plot(comparisons: Sequence[Comparison]) -> str:
     axes.set_xlim(low - 0.08 * room, high + 0.30 * room)
     axes.set_ylim(-0.55, len(comparisons) - 0.45)
     axes.set_yticks([float(len(comparisons) - 1 - i) for i in range(len(comparisons))])
-    axes.set_yticklabels([f"{_short(c.candidate)} / {_short(c.baseline)}" for c in comparisons])
+    pairs = [f"{_short(c.candidate, 24)} / {_short(c.baseline, 24)}" for c in comparisons]
+    axes.set_yticklabels(pairs)
     axes.set_xlabel("ratio of latencies; under 1 is faster; the band is the noise", color=_MUTED)
     return _svg(figure, "ratio")
 
 
-def drift_plot(rows: Sequence[DriftRow]) -> str:
-    """Draw the worst sites: their output in the quantized program, and quantized alone."""
+def drop_plot(results: Sequence[AccuracyResult], maximum: float | None, name: str = "drop") -> str:
+    """Draw each file's drop with its interval, no loss, and the limit.
+
+    Args:
+        results: Of one metric; each has a drop.
+        maximum: The largest drop that a limit allows, or None.
+        name: Unique in the page.
+    """
+    figure, axes = _canvas(0.42 * len(results) + 0.65)
+    ends = [0.0] if maximum is None else [0.0, maximum]
+    for row, result in enumerate(results):
+        y, drop = float(len(results) - 1 - row), result.drop
+        assert drop is not None
+        low = drop if result.drop_low is None else result.drop_low
+        high = drop if result.drop_high is None else result.drop_high
+        axes.plot([low, high], [y, y], color=_INT8, linewidth=3.0, alpha=0.55)
+        axes.plot([drop], [y], marker="o", markersize=6, color=_INT8)
+        ends += [low, high, drop]
+    axes.axvline(0.0, color=_MUTED, linewidth=1.0)
+    if maximum is not None:
+        axes.axvline(maximum, color=_FAIL, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"limit {number(maximum)}",
+            (maximum, len(results) - 0.45),
+            xytext=(-5, -2),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=9,
+            color=_FAIL,
+        )
+    room = max(max(ends) - min(ends), 0.1)
+    axes.set_xlim(min(ends) - 0.06 * room, max(ends) + 0.06 * room)
+    axes.set_ylim(-0.55, len(results) - 0.45)
+    axes.set_yticks([float(len(results) - 1 - i) for i in range(len(results))])
+    axes.set_yticklabels([_short(r.artifact) for r in results])
+    axes.set_xlabel(
+        f"drop of {printable(results[0].metric)} in {printable(results[0].unit)} with its 95 % "
+        "interval; left is better",
+        color=_MUTED,
+    )
+    return _svg(figure, name)
+
+
+def profile_plot(profile: Profile) -> str:
+    """Draw the SNR of each layer's output over the network's depth, one line a target."""
+    figure, axes = _canvas(3.5)
+    for index, line in enumerate(profile.lines):
+        colour = _LINES[index % len(_LINES)]
+        marker = _LINE_MARKERS[index % len(_LINE_MARKERS)]
+        values = [_shown(value) for value in line.snr_db]
+        own = [_shown(value) for value in line.own_snr_db]
+        axes.plot(line.places, own, color=colour, linewidth=1.0, alpha=0.55, linestyle=(0, (3, 3)))
+        axes.plot(
+            line.places,
+            values,
+            color=colour,
+            linewidth=1.8,
+            marker=marker,
+            markersize=4.5,
+            label=_short(line.name) or "the quantized program",
+        )
+    starts = _stage_starts(profile.sites)
+    axes.set_xticks([place for place, _ in starts])
+    axes.set_xticklabels([_short(name, 18) for _, name in starts], ha="left", rotation=-28)
+    for place, _ in starts[1:]:
+        axes.axvline(place - 0.5, color=_RULE, linewidth=0.7)
+    axes.grid(axis="x", visible=False)
+    axes.grid(axis="y", color=_RULE, linewidth=0.7)
+    axes.tick_params(axis="y", labelcolor=_MUTED, labelsize=9)
+    axes.set_xlim(-0.6, len(profile.sites) - 0.4)
+    axes.set_ylabel("SNR in dB, lower is worse", color=_MUTED)
+    figure.legend(
+        loc="outside upper left",
+        ncols=len(profile.lines),
+        frameon=False,
+        labelcolor=_INK,
+        fontsize=9.5,
+        title="solid: in the quantized program; dashed: only that layer quantized",
+        title_fontproperties={"size": 9},
+        alignment="left",
+    ).get_title().set_color(_MUTED)
+    return _svg(figure, "profile")
+
+
+def _stage_starts(sites: Sequence[str]) -> list[tuple[int, str]]:
+    """Return where each stage of the network begins, thinned out where they are many."""
+    starts: list[tuple[int, str]] = []
+    for place, site in enumerate(sites):
+        name = stage(site)
+        if name and (not starts or starts[-1][1] != name):
+            starts.append((place, name))
+    step = -(-len(starts) // _MOST_STAGES) or 1
+    return starts[::step]
+
+
+def _finite(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None and abs(value) < EXACT_DB]
+
+
+def _shown(value: float | None) -> float:
+    """Return an SNR, or NaN, which draws nothing, where nothing or everything differs."""
+    return math.nan if value is None or abs(value) >= EXACT_DB else value
+
+
+def drift_plot(rows: Sequence[DriftRow], name: str = "drift-plot") -> str:
+    """Draw the worst sites: their output in the quantized program, and quantized alone.
+
+    Args:
+        rows: Worst first.
+        name: Unique in the page.
+    """
     figure, axes = _canvas(0.30 * len(rows) + 0.75)
     positions = [float(len(rows) - 1 - i) for i in range(len(rows))]
     both = any(r.own_snr_db is not None for r in rows)
-    values = [v for r in rows for v in (r.snr_db, r.own_snr_db) if v is not None]
+    values = _finite(v for r in rows for v in (r.snr_db, r.own_snr_db))
     left = min(0.0, *values) if values else 0.0
     for y, row in zip(positions, rows, strict=True):
         ranked = row.snr_db if row.own_snr_db is None else row.own_snr_db
@@ -131,7 +252,7 @@ def drift_plot(rows: Sequence[DriftRow]) -> str:
     words = "SNR of the layer's output in dB, lower is worse;  ● "
     words += "only this layer quantized   ◆ in the quantized program" if both else "quantized"
     axes.set_xlabel(words, color=_MUTED)
-    return _svg(figure, "drift")
+    return _svg(figure, name)
 
 
 def _short(name: str, most: int = 46) -> str:

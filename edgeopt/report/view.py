@@ -2,155 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shlex
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from edgeopt.report.files import Files
+from edgeopt.report.words import number
 from edgeopt.results import (
-    ArtifactRow,
+    AccuracyResult,
     BuildReport,
+    Comparison,
     LatencyResult,
     LimitResult,
     Machine,
-    OperatorRow,
+    Pace,
     PassRow,
-    SizeRow,
     Verdict,
 )
-
-MOST_LAYERS = 18
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """One headline number with where it comes from."""
-
-    label: str
-    value: str
-    unit: str
-    note: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """One part of a stacked bar."""
-
-    precision: str
-    percent: float
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Elsewhere:
-    """Operators of one kind that do not run in INT8, all for one reason."""
-
-    operator: str
-    precision: str
-    where: str
-    reason: str
-    macs: int
-    sites: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where one artifact's operators run."""
-
-    artifact: str
-    by_macs: tuple[Segment, ...]
-    by_count: tuple[Segment, ...]
-    operators: int
-    elsewhere: tuple[Elsewhere, ...]
-    elsewhere_count: int
-    float_file: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerSize:
-    """One layer's bytes in two artifacts, as percent of the largest layer."""
-
-    site: str
-    dtype: str
-    bytes: int
-    percent: float
-    other_bytes: int | None
-    other_percent: float
-
-
-@dataclasses.dataclass(frozen=True)
-class SizeView:
-    """The size breakdown."""
-
-    artifact: str
-    other: str
-    layers: tuple[LayerSize, ...]
-    rest: int
-    types: tuple[Segment, ...]
-
-
-def tiles(report: BuildReport) -> tuple[Tile, ...]:
-    """Return the headline numbers; those that were not measured are left out."""
-    found = [_size_tile(report), _accuracy_tile(report), _speed_tile(report)]
-    found += [_int8_tile(report), _proof_tile(report)]
-    return tuple(tile for tile in found if tile is not None)
-
-
-def _size_tile(report: BuildReport) -> Tile | None:
-    if not report.artifacts:
-        return None
-    main = report.artifacts[0]
-    note = main.name
-    other = _yardstick(report.artifacts)
-    if other is not None and main.size_bytes:
-        note = f"{other.size_bytes / main.size_bytes:.2f} × smaller than {other.name}"
-    return Tile("Model file", f"{main.size_bytes / 1e6:.2f}", "MB", note)
-
-
-def _yardstick(artifacts: Sequence[ArtifactRow]) -> ArtifactRow | None:
-    """Return the float artifact that the first one is compared with: of its target, if any."""
-    floats = [a for a in artifacts[1:] if a.precision.startswith("float")]
-    same = [a for a in floats if a.target == artifacts[0].target]
-    return next(iter(same or floats), None)
-
-
-def _accuracy_tile(report: BuildReport) -> Tile | None:
-    found = next((a for a in report.accuracy if a.drop is not None), None)
-    if found is None or found.drop is None:
-        return None
-    note = f"{found.artifact}, {found.samples} samples"
-    if found.drop_low is not None and found.drop_high is not None:
-        note = f"95 %: {found.drop_low:.2f} to {found.drop_high:.2f}; {note}"
-    return Tile(f"{found.metric} drop", f"{found.drop:.2f}", found.unit, note)
-
-
-def _speed_tile(report: BuildReport) -> Tile | None:
-    pair = next((c for c in report.comparisons if c.ratio > 0), None)
-    if pair is None:
-        return None
-    measured = next((r for r in report.latency if r.artifact == pair.candidate), None)
-    where = f"on {measured.machine.name}" if measured is not None else ""
-    if measured is not None and measured.stand_in:
-        where = "on a stand-in, not the device"
-    note = f"{pair.candidate} against {pair.baseline}, measured {where}".strip()
-    return Tile("Speed", f"{1 / pair.ratio:.2f}", "× faster" if pair.ratio < 1 else "×", note)
-
-
-def _int8_tile(report: BuildReport) -> Tile | None:
-    found = next((a for a in report.artifacts if a.int8_macs is not None), None)
-    if found is None or found.int8_macs is None:
-        return None
-    return Tile("Runs in INT8", f"{100 * found.int8_macs:.1f}", "% of MACs", found.name)
-
-
-def _proof_tile(report: BuildReport) -> Tile | None:
-    if not report.proof:
-        return None
-    proof = report.proof[0]
-    note = f"{proof.nodes} nodes, {proof.elements:,} elements in {proof.runtime}"
-    if proof.exact:
-        return Tile("Integer proof", "bit exact", "", note)
-    return Tile("Integer proof", f"{proof.elements - proof.equal:,}", "elements differ", note)
 
 
 def verdict_sentence(report: BuildReport) -> str:
@@ -187,125 +53,99 @@ def machines(report: BuildReport) -> tuple[tuple[Machine, tuple[LatencyResult, .
     )
 
 
-def placements(report: BuildReport) -> tuple[Placement, ...]:
-    """Group the operators by artifact."""
-    floats = {a.name for a in report.artifacts if a.precision.startswith("float")}
-    grouped: dict[str, list[OperatorRow]] = defaultdict(list)
-    for row in report.operators:
-        grouped[row.artifact].append(row)
-    return tuple(
-        Placement(
-            artifact=artifact,
-            by_macs=_segments({p: sum(r.macs for r in of) for p, of in _split(found)}, "MACs"),
-            by_count=_segments({p: len(of) for p, of in _split(found)}, "operators"),
-            operators=len(found),
-            elsewhere=_elsewhere(found),
-            elsewhere_count=sum(row.precision != "int8" for row in found),
-            float_file=artifact in floats,
-        )
-        for artifact, found in grouped.items()
+def called(result: LatencyResult) -> str:
+    """Name an artifact, and the method where it is not the usual one."""
+    return result.artifact if result.method == "forward" else f"{result.artifact} {result.method}"
+
+
+def latency_findings(
+    results: Sequence[LatencyResult], comparisons: Iterable[Comparison]
+) -> tuple[str, ...]:
+    """Say what one machine's distributions show: a sentence a pair, else one a file.
+
+    Args:
+        results: Measured on one machine.
+        comparisons: All pairs; only this machine's are used.
+    """
+    found = {r.artifact: r for r in results}
+    # Pairs are interleaved on the building machine only, and do not say which method they are of.
+    if results[0].machine.device != "host" or len(found) < len(results):
+        comparisons = ()
+    said: set[str] = set()
+    words = []
+    for pair in comparisons:
+        if pair.candidate in found and pair.baseline in found:
+            mine, other = found[pair.candidate].p50.value, found[pair.baseline].p50.value
+            words.append(
+                f"{pair.candidate} takes {number(mine)} ms at the median, {pair.baseline} "
+                f"{number(other)} ms."
+            )
+            said |= {pair.candidate, pair.baseline}
+    for result in results:
+        if result.artifact not in said:
+            words.append(
+                f"{called(result)} takes {number(result.p50.value)} ms at the median, "
+                f"{number(result.p99.value)} ms at p99."
+            )
+    return tuple(words)
+
+
+def comparison_finding(pair: Comparison) -> str:
+    """Say how much faster one file is than the other."""
+    verb = "cannot be told from"
+    if pair.pace is Pace.FASTER and pair.ratio > 0:
+        verb = f"is {1 / pair.ratio:.2f} × as fast as"
+    elif pair.pace is Pace.SLOWER:
+        verb = f"takes {pair.ratio:.2f} × as long as"
+    elif pair.pace is Pace.SAME:
+        verb = "is as fast as"
+    return f"{pair.candidate} {verb} {pair.baseline}."
+
+
+def judged(report: BuildReport) -> tuple[tuple[AccuracyResult, ...], ...]:
+    """Return the drops of the files that are judged, one group a metric and method."""
+    files = Files(report)
+    plain = {a.name for a in files.yardsticks}
+    order = {a.name: place for place, a in enumerate(files.main)}
+    found: dict[tuple[str, str, str], list[AccuracyResult]] = {}
+    for result in sorted(report.accuracy, key=lambda r: order.get(r.artifact, len(order))):
+        if result.drop is not None and result.artifact not in plain:
+            found.setdefault((result.metric, result.unit, result.method), []).append(result)
+    return tuple(tuple(group) for group in found.values())
+
+
+def accuracy_finding(group: Sequence[AccuracyResult]) -> str:
+    """Say how much the worst file loses, and whether the samples can tell it from nothing."""
+    worst = max(group, key=lambda result: result.drop or 0.0)
+    drop, low, high = worst.drop or 0.0, worst.drop_low, worst.drop_high
+    if drop <= 0:
+        who = worst.artifact if len(group) == 1 else f"None of {len(group)} files"
+        words = f"{who} loses {'no' if len(group) == 1 else 'any'} {worst.metric}"
+        ends = [result.drop_high for result in group if result.drop_high is not None]
+        if ends:
+            words += f"; {worst.samples} samples allow a drop of {number(max(ends))} {worst.unit}"
+        return f"{words}."
+    words = f"{worst.artifact} loses {number(drop)} {worst.unit} of {worst.metric}"
+    if len(group) > 1:
+        words = f"The worst of {len(group)} files, {words}"
+    if low is None or high is None:
+        return f"{words}."
+    if low <= 0 <= high:
+        return f"{words}; {worst.samples} samples cannot tell that from no loss."
+    return f"{words} (95 %: {number(low)} to {number(high)})."
+
+
+def drop_limit(report: BuildReport, group: Sequence[AccuracyResult]) -> float | None:
+    """Return the largest drop that a limit allows to one of the files, or None."""
+    names = {(result.artifact, result.method) for result in group}
+    return next(
+        (
+            limit.maximum
+            for limit in report.limits
+            if limit.name == "drop" and (limit.artifact, limit.method) in names
+        ),
+        None,
     )
-
-
-def _elsewhere(rows: Iterable[OperatorRow]) -> tuple[Elsewhere, ...]:
-    grouped: dict[tuple[str, str, str, str], list[OperatorRow]] = defaultdict(list)
-    for row in rows:
-        if row.precision != "int8":
-            grouped[row.operator, row.precision, row.where, row.reason].append(row)
-    found = [
-        Elsewhere(*key, macs=sum(r.macs for r in of), sites=tuple(r.site for r in of))
-        for key, of in grouped.items()
-    ]
-    return tuple(sorted(found, key=lambda e: (-e.macs, -len(e.sites), e.operator)))
-
-
-def _split(rows: Sequence[OperatorRow]) -> list[tuple[str, list[OperatorRow]]]:
-    found: dict[str, list[OperatorRow]] = defaultdict(list)
-    for row in rows:
-        found[row.precision].append(row)
-    return sorted(found.items(), key=lambda item: (item[0] != "int8", item[0]))
-
-
-def _segments(amounts: Mapping[str, int], unit: str) -> tuple[Segment, ...]:
-    total = sum(amounts.values())
-    return tuple(
-        Segment(
-            name,
-            100 * amount / total,
-            f"{name}: {100 * amount / total:.1f} % ({quantity(amount)} {unit})",
-        )
-        for name, amount in amounts.items()
-        if total and amount
-    )
-
-
-def sizes(report: BuildReport) -> SizeView | None:
-    """Return the bytes of each layer in the first artifact, against the float one."""
-    names = list(dict.fromkeys(row.artifact for row in report.sizes))
-    if not names:
-        return None
-    kept = [a for a in report.artifacts if a.name in names]
-    main = kept[0].name if kept else names[0]
-    yardstick = _yardstick(kept) if kept else None
-    other = yardstick.name if yardstick is not None else ""
-    mine, theirs = _by_layer(report.sizes, main), _by_layer(report.sizes, other)
-    dtypes = _main_types(report.sizes, main)
-    ranked = sorted(mine, key=lambda site: (-mine[site], site))
-    shown = ranked[:MOST_LAYERS]
-    largest = max([*mine.values(), *theirs.values(), 1])
-    layers = tuple(
-        LayerSize(
-            site,
-            dtypes[site],
-            mine[site],
-            100 * mine[site] / largest,
-            theirs.get(site),
-            100 * theirs.get(site, 0) / largest,
-        )
-        for site in shown
-    )
-    types: dict[str, int] = defaultdict(int)
-    for row in report.sizes:
-        if row.artifact == main:
-            types[row.dtype] += row.bytes
-    rest = sum(mine[site] for site in ranked[MOST_LAYERS:])
-    return SizeView(
-        main,
-        other,
-        layers,
-        rest,
-        _segments(dict(sorted(types.items(), key=lambda item: -item[1])), "bytes"),
-    )
-
-
-def _by_layer(rows: Iterable[SizeRow], artifact: str) -> dict[str, int]:
-    found: dict[str, int] = defaultdict(int)
-    for row in rows:
-        if row.artifact == artifact:
-            found[_layer(row.site)] += row.bytes
-    return dict(found)
-
-
-def _main_types(rows: Iterable[SizeRow], artifact: str) -> dict[str, str]:
-    """Return the type of each layer's largest tensor."""
-    found: dict[str, tuple[int, str]] = {}
-    for row in rows:
-        if row.artifact == artifact:
-            layer = _layer(row.site)
-            found[layer] = max(found.get(layer, (-1, "")), (row.bytes, row.dtype))
-    return {layer: dtype for layer, (_, dtype) in found.items()}
-
-
-def _layer(site: str) -> str:
-    owner, dot, leaf = site.rpartition(".")
-    return owner if dot and leaf in ("weight", "bias") else site
-
-
-def keep_float_command(report: BuildReport, site: str) -> str:
-    """Return the command that leaves one layer in float, safe to paste into a shell."""
-    words = ["edgeopt", "build", report.model, "--profile", report.profile]
-    words += ["--recipe", report.recipe, "--keep-float", site]
-    return " ".join(shlex.quote(word) for word in words)
 
 
 def branches(rows: Iterable[PassRow]) -> tuple[tuple[str, tuple[PassRow, ...]], ...]:
@@ -330,11 +170,3 @@ def histogram(counts: Mapping[str, int]) -> tuple[tuple[str, int, float], ...]:
     return tuple(
         (key, different[key], 100 * different[key] / most) for key in sorted(different, key=place)
     )
-
-
-def quantity(value: float) -> str:
-    """Write a large count for people: `4.2 G`."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:g}"

@@ -14,7 +14,8 @@ class ZooModel:
         name: As in `zoo:NAME`.
         summary: What it is.
         input: Its input.
-        image_size: Side of the picture in pixels.
+        shape: Of one sample.
+        metric: How it is judged.
         parameters: Trained values.
         data: What it was trained and is judged on.
         source: Who trained it, and how to do it again.
@@ -23,7 +24,8 @@ class ZooModel:
     name: str
     summary: str
     input: str
-    image_size: int
+    shape: tuple[int, ...]
+    metric: str
     parameters: int
     data: str
     source: str
@@ -38,7 +40,8 @@ CATALOGUE: Mapping[str, ZooModel] = {
             name="vit",
             summary="Vision transformer: 4 blocks, width 256, 25 tokens; trained for 2:4 sparsity",
             input="image float32 [N, 1, 40, 40]",
-            image_size=40,
+            shape=(1, 40, 40),
+            metric="top1",
             parameters=3_185_162,
             data=_DIGITS,
             source="trained for edgeopt: python -m edgeopt.zoo.train vit",
@@ -47,10 +50,21 @@ CATALOGUE: Mapping[str, ZooModel] = {
             name="mobilenet",
             summary="MobileNetV2-style CNN: depthwise convolutions, residuals, ReLU6, batch norm",
             input="image float32 [N, 1, 32, 32]",
-            image_size=32,
+            shape=(1, 32, 32),
+            metric="top1",
             parameters=211_626,
             data=_DIGITS,
             source="trained for edgeopt: python -m edgeopt.zoo.train mobilenet",
+        ),
+        ZooModel(
+            name="bytelm",
+            summary="Byte language model of the Llama kind: 4 blocks, width 192, tied head",
+            input="tokens int64 [N, 96]",
+            shape=(96,),
+            metric="perplexity",
+            parameters=1_623_744,
+            data="the language reference inside CPython (pydoc_data.topics), split by paragraph",
+            source="trained for edgeopt: python -m edgeopt.zoo.train bytelm",
         ),
     )
 }

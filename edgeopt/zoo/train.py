@@ -1,6 +1,7 @@
 """Train the zoo's models: `python -m edgeopt.zoo.train vit` writes the float16 weights.
 
-The float models are trained sparse-aware for `--sparse N:M`: in the second half of the training the
+The language model is trained in `edgeopt.zoo.train_text`, the classifiers here. Those marked
+sparse-aware get weights that 2:4 pruning hardly hurts: in the second half of the training the
 forward pass sees the weights under their 2:4 magnitude mask, gradients pass straight through, and
 pruned weights decay (SR-STE, Zhou et al., ICLR 2021, equation 7). The stored weights are dense.
 """
@@ -8,7 +9,9 @@ pruned weights decay (SR-STE, Zhou et al., ICLR 2021, equation 7). The stored we
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
+import platform
 import sys
 import time
 from pathlib import Path
@@ -19,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.zoo import digits
+from edgeopt.weights import load_weights
+from edgeopt.zoo import digits, train_text
 from edgeopt.zoo.mobilenet import MobileNet
 from edgeopt.zoo.vit import VisionTransformer
 
@@ -28,6 +32,7 @@ RECIPES = {
     "vit": (VisionTransformer, 40, 90, 1e-3, 0.05, True),
     "mobilenet": (MobileNet, 32, 60, 4e-3, 0.01, False),
 }
+LANGUAGE_MODEL = "bytelm"
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -132,28 +137,47 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         return float((model(images).argmax(1) == labels).float().mean())
 
 
+def store(model: nn.Module, path: Path) -> None:
+    """Write the weights as float16, a tied one once, and put them back rounded."""
+    known: dict[tuple[int, torch.Size], str] = {}
+    tensors = {}
+    for key, value in model.state_dict().items():
+        if known.setdefault((value.data_ptr(), value.shape), key) == key:
+            stored = value.half() if value.is_floating_point() else value
+            tensors[key] = stored.contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    load_weights(model, tensors, str(path))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("name", choices=sorted((*RECIPES, LANGUAGE_MODEL)))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--epochs", type=int, help="of a classifier")
+    parser.add_argument("--steps", type=int, help="of the language model")
+    parser.add_argument("--checkpoint", type=Path, help="resume the language model from here")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights")
     args = parser.parse_args()
-    model = train(args.name, args.seed, args.epochs)
-    args.out.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        key: value.half().contiguous() if value.is_floating_point() else value
-        for key, value in model.state_dict().items()
-    }
-    save_file(tensors, args.out / f"{args.name}.safetensors")
-    model.load_state_dict(
-        {
-            key: value.float() if value.is_floating_point() else value
-            for key, value in tensors.items()
-        }
-    )
-    held_out = digits.load("test", RECIPES[args.name][1])
-    print(f"{args.name}: held-out top-1 {100 * accuracy(model, *held_out):.2f} %")
+    path = args.out / f"{args.name}.safetensors"
+    if args.name == LANGUAGE_MODEL:
+        if args.epochs is not None:
+            parser.error("--epochs: the language model counts --steps")
+        schedule = train_text.Schedule()
+        if args.steps is not None:
+            schedule = dataclasses.replace(schedule, steps=args.steps)
+        model: nn.Module = train_text.train(args.seed, schedule, args.checkpoint)
+        store(model, path)
+        python = platform.python_version()
+        figure = f"perplexity {train_text.perplexity(model):.3f} (text of Python {python})"
+    else:
+        if args.steps is not None or args.checkpoint is not None:
+            parser.error("--steps and --checkpoint: classifiers count --epochs and do not resume")
+        model = train(args.name, args.seed, args.epochs)
+        store(model, path)
+        held_out = digits.load("test", RECIPES[args.name][1])
+        figure = f"top-1 {100 * accuracy(model, *held_out):.2f} %"
+    print(f"{args.name}: held-out {figure}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from edgeopt.exporters.onnx_rewrites.constants import array, attribute
 def global_average_pool(model: ir.Model) -> int:
     """Replace a ReduceMean over the spatial axes, sizes kept, by GlobalAveragePool.
 
-    Runtimes have an integer kernel for the pool and none for the reduction.
+    Runtimes have an integer kernel for the pool and none for the reduction. With one spatial axis
+    only a mean of codes counts: otherwise it is a normalization's, which runtimes fuse.
 
     Before: `ReduceMean(x [N, C, H, W], axes=[2, 3], keepdims=1)`. After: `GlobalAveragePool(x)`.
 
@@ -29,6 +30,8 @@ def global_average_pool(model: ir.Model) -> int:
             continue
         if sorted(int(a) % rank for a in axes.reshape(-1)) != list(range(2, rank)):
             continue
+        if rank == 3 and not _reads_codes(source):
+            continue
         name = (node.name or "").replace(node.op_type, "GlobalAveragePool")
         pool = ir.node("GlobalAveragePool", [source], num_outputs=1, name=name)
         result = node.outputs[0]
@@ -40,3 +43,8 @@ def global_average_pool(model: ir.Model) -> int:
         graph.remove(node, safe=True)
         count += 1
     return count
+
+
+def _reads_codes(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"

@@ -46,7 +46,8 @@ def bundle(tmp_path: Path, fake_report: BuildReport) -> Path:
         files=artifact.files,
     )
     (tmp_path / "manifest.json").write_text(to_json(manifest), encoding="utf-8")
-    (tmp_path / "report.json").write_text(to_json(fake_report), encoding="utf-8")
+    report = to_json(fake_report).replace('"qnn"', '"tensorrt"').replace("phone-npu", "orin")
+    (tmp_path / "report.json").write_text(report, encoding="utf-8")
     return tmp_path
 
 

@@ -21,6 +21,8 @@ COMMANDS = [
     "build",
     "verify",
     "bench",
+    "gate",
+    "assets",
     "report",
     "passes",
     "profiles",
@@ -28,11 +30,18 @@ COMMANDS = [
     "recipes",
     "doctor",
     "schema",
+    "adapter",
 ]
 SCHEMAS = [
     "build",
     "verify",
     "bench",
+    "adapter-inspect",
+    "adapter-fuse",
+    "gate",
+    "assets",
+    "app-manifest",
+    "golden",
     "doctor",
     "manifest",
     "measured",
@@ -140,6 +149,13 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["bench", "nowhere"], "nowhere"),
         (["bench", "nowhere.onnx", "--threads", "0"], "--threads"),
         (["bench", "nowhere.onnx", "--threads", "9999"], "--threads 9999: this machine has"),
+        (["gate", "nowhere"], "--baseline"),
+        (["gate", "nowhere", "--baseline", "elsewhere"], "nowhere"),
+        (["gate", "nowhere", "--baseline", "elsewhere", "--limit", "sise<=1"], "'size'"),
+        (["gate", "nowhere", "--baseline", "elsewhere", "--samples", "0"], "--samples"),
+        (["assets", "nowhere"], "--platform"),
+        (["assets", "nowhere", "--platform", "ios"], "nowhere"),
+        (["assets", "nowhere", "--platform", "andriod"], "'android'"),
         (["report", "nowhere"], "nowhere"),
         (["passes", "prune_mn"], "'prune_nm'"),
         (["profiles", "orn"], "'orin'"),
@@ -236,7 +252,7 @@ def test_build_prints_verdict_warnings_and_where_the_bundle_is(
     assert main(["build"]) == 0
     out, err = capsys.readouterr()
     lines = [line for line in out.splitlines() if "prints here" not in line]
-    assert lines[0].startswith("NOT MEASURED  zoo:vit for NVIDIA Jetson AGX Orin")
+    assert lines[0].startswith("NOT MEASURED  zoo:vit for Snapdragon phone")
     assert lines[-1] == "bundle  dist/vit-orin"
     for words in ("Limits", "Accuracy", "Latency on Example CPU 9000", "stand-in", "0.421"):
         assert words in out
@@ -248,7 +264,8 @@ def test_build_passes_its_options_on(built: list[Any]) -> None:
     words = (
         "build zoo:mobilenet --profile host --recipe int8 --calib c --eval e --metric top1 "
         "--format onnx --set plan.a=1 --set plan.b=2 --keep-float a* --batch 4 --dynamic batch "
-        "--out o --limit drop<=1 --seed 3 --calib-samples 8 --eval-samples 9 --samples 10 "
+        "--adapter d --adapter e@0.5 --out o --limit drop<=1 --seed 3 "
+        "--calib-samples 8 --eval-samples 9 --samples 10 "
         "--no-latency --no-drift --verify edited"
     )
     assert main(words.split()) == 0
@@ -267,6 +284,7 @@ def test_build_passes_its_options_on(built: list[Any]) -> None:
         "dynamic": ("batch",),
         "out": Path("o"),
         "limits": ("drop<=1",),
+        "adapters": ("d", "e@0.5"),
         "seed": 3,
         "calib_samples": 8,
         "eval_samples": 9,

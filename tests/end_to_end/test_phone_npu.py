@@ -26,7 +26,8 @@ APP = {"input_form": "uint8-nhwc", "quantized_io": True}
 
 def options(folder: Path, **changes: object) -> BuildOptions:
     given = {
-        "model": "zoo:mobilenet", "profile": "phone-npu", "latency": False, "drift": False,
+        "model": "zoo:mobilenet", "profile": "phone-npu", "formats": ("qnn",),
+        "latency": False, "drift": False,
         "verify": "edited", "eval_samples": 24, "calib_samples": 32, "out": folder,
         **APP, **changes,
     }  # fmt: skip

@@ -36,6 +36,38 @@ def test_static_int8_loses_at_most_one_point_and_agrees(host: BuildOutcome) -> N
     assert accuracy.agreement >= 98.5
 
 
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> BuildOutcome:
+    return _build("zoo:bytelm", "host", tmp_path_factory.mktemp("bytelm") / "bundle", drift=False)
+
+
+def test_the_language_model_keeps_its_perplexity(language: BuildOutcome) -> None:
+    (accuracy,) = language.report.accuracy
+    assert accuracy.metric == "perplexity"
+    assert (accuracy.samples, accuracy.warning) == (128, "")
+    assert accuracy.drop is not None
+    assert accuracy.drop <= 1.5
+    verdicts = {limit.name: limit.verdict for limit in language.report.limits}
+    assert verdicts["drop"] is verdicts["int8_macs"] is Verdict.PASS
+
+
+def test_a_tied_head_is_integer_and_shares_its_table_with_the_embedding(
+    language: BuildOutcome,
+) -> None:
+    report = language.report
+    (head,) = [o for o in report.operators if o.artifact == "onnxruntime" and o.macs and
+               o.site == "head:linear#0"]  # fmt: skip
+    assert head.precision == "int8"
+    sites = {c.site: c.holds for c in report.contracts if c.artifact == "onnxruntime"}
+    assert sites["embed.weight, head.weight"]
+    assert sites["embed:embedding#0.in0"]
+    assert sites["head:linear#0.in1"]
+    assert report.proof[0].exact
+    assert "DequantizeLinear" not in report.proof[0].float_islands
+    size = next(a.size_bytes for a in report.artifacts if a.name == "onnxruntime")
+    assert size < 1.2 * 1_623_744  # every weight one byte, one copy of the table
+
+
 def test_integer_kernels_run_and_equal_the_executor(host: BuildOutcome) -> None:
     (proof,) = host.report.proof
     assert proof.exact

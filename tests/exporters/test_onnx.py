@@ -30,7 +30,7 @@ from edgeopt.exporters.onnx import OnnxExporter, check_file
 from edgeopt.exporters.onnx_tensors import OnnxTensors, stored_tensors
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
 from edgeopt.state import ModelState
-from tests.models import QUANTIZE, Block, SmallCNN, context, normal, run, seeded
+from tests.models import QUANTIZE, Block, SmallCNN, TiedHead, context, normal, run, seeded
 
 ROOT = Path(__file__).resolve().parents[2]
 LEGAL = ("unsigned_activations", "integer_bias")
@@ -410,31 +410,30 @@ def test_a_missing_tensor_breaks_the_contracts_that_speak_of_it(cnn: Written) ->
     ]
 
 
-class TiedHead(nn.Module):
-    """A language model's head that is its embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(7, 4)
-        self.mix = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 7, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.mix(self.embedding(tokens)))
-
-
 def test_a_tied_weight_is_one_value_in_the_file(tmp_path: Path) -> None:
     tokens = torch.arange(6).reshape(2, 3)
     state = run(seeded(TiedHead), context(tokens), *QUANTIZE, *LEGAL)
     written = write(state, tmp_path)
     (tied,) = [c for c in state.contracts if isinstance(c, Tied)]
     assert tied.sites == ("embedding.weight", "head.weight")
-    assert tied.check_file(written.tensors) is None
+    assert all(c.check_file(written.tensors) is None for c in state.contracts)
+    tables = [i for i in written.model.graph.initializer if list(i.dims) in ([7, 4], [4, 7])]
+    assert [i.data_type for i in tables] == [onnx.TensorProto.INT8]
     (got,) = written.run(tokens)
     want = program.run(written.exported, (tokens,), {}).numpy()
-    # the head stays float (its weight is the embedding's); its inputs come from `mix`
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_tied_head_multiplies_integers_and_no_call_dequantizes_the_table(tmp_path: Path) -> None:
+    tokens = torch.arange(6).reshape(2, 3)
+    state = run(seeded(TiedHead), context(tokens), *QUANTIZE, *LEGAL)
+    found = write(state, tmp_path, at=tokens).optimized()
+    (picked,) = [n for n in found.graph.node if n.op_type == "Gather" and "codes" in n.name]
+    constants = {i.name: i.data_type for i in found.graph.initializer}
+    assert constants[picked.input[0]] == onnx.TensorProto.INT8
+    kinds = Counter(node.op_type for node in found.graph.node)
+    assert kinds["DequantizeLinear"] == kinds["MatMul"] == kinds["Gemm"] == 0
+    assert kinds["MatMulIntegerToFloat"] + kinds["QGemm"] == 2  # mix and head
 
 
 # --- forms of its own ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from edgeopt.exporters.onnx_rewrites.constants import array, attribute, only_reader, store
 from edgeopt.exporters.onnx_rewrites.fold_pad import fold_pad
 from edgeopt.exporters.onnx_rewrites.fold_weight_transpose import fold_weight_transpose
+from edgeopt.exporters.onnx_rewrites.gather_codes import gather_codes
 from edgeopt.exporters.onnx_rewrites.global_average_pool import global_average_pool
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -248,13 +249,90 @@ def test_a_mean_over_all_pixels_becomes_a_pool(body: str, axes: tuple[int, int])
         ("(float[1, 2] y) { y = ReduceMean<keepdims = 0>(x, axes) }", (2, 3)),
         ("(float[1, 2, 5, 1] y) { y = ReduceMean<keepdims = 1>(x, axes) }", (3,)),
         ("(float[1, 1, 1, 1] y) { y = ReduceMean<keepdims = 1>(x, axes) }", (1, 2, 3)),
+        (
+            "(float[2, 5, 1] y) { f = Squeeze(x, zero)\n y = ReduceMean<keepdims = 1>(f, axes) }",
+            (2,),
+        ),
     ],
-    ids=["sizes dropped", "rows only", "channels too"],
+    ids=["sizes dropped", "rows only", "channels too", "features of floats"],
 )
 def test_every_other_mean_stays(body: str, axes: tuple[int, ...]) -> None:
-    graph = model(body, axes=amounts(*axes))
+    graph = model(body, axes=amounts(*axes), zero=amounts(0))
     assert global_average_pool(graph) == 0
-    assert operators(graph) == {"ReduceMean": 1}
+    assert operators(graph)["ReduceMean"] == 1
+
+
+def test_a_mean_of_codes_over_one_axis_becomes_a_pool() -> None:
+    graph = model(
+        """(float[2, 5, 1] y) {
+            f = Squeeze(x, zero)
+            q = QuantizeLinear(f, s, z)
+            d = DequantizeLinear(q, s, z)
+            y = ReduceMean<keepdims = 1>(d, axes)
+        }""",
+        axes=amounts(2),
+        zero=amounts(0),
+        s=SCALE,
+        z=ZERO,
+    )
+    before = run(graph, X)
+    assert global_average_pool(graph) == 1
+    np.testing.assert_allclose(run(graph, X)[0], before[0], rtol=0, atol=1e-6)
+
+
+# --- gather_codes --------------------------------------------------------------------------------
+
+ROWS = """(float[1, 2, 5, 5, 5] y) {
+    d = DequantizeLinear<axis = 0>(codes, s, z)
+    tokens = Cast<to = 7>(x)
+    y = Gather(d, tokens)
+}"""
+TOKENS = np.random.default_rng(1).integers(0, 3, (1, 2, 5, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("scales", [PER_CHANNEL, PER_TENSOR], ids=["channel", "tensor"])
+def test_rows_of_codes_are_picked_before_they_are_scaled(scales: Arrays) -> None:
+    graph = model(ROWS, codes=CODES, **scales)
+    before = run(graph, TOKENS)
+    assert gather_codes(graph) == 1
+    gathers = [node for node in graph.graph if node.op_type == "Gather"]
+    assert {node.inputs[0].name for node in gathers} <= {"codes", "s"}
+    np.testing.assert_array_equal(run(graph, TOKENS)[0], before[0])
+    assert len(np.unique(before[0])) > 5
+
+
+def test_the_tables_other_reader_keeps_its_dequantize() -> None:
+    body = ROWS.replace("5, 5] y)", "5, 5] y, float[3, 5] other)").replace(
+        "y = Gather", "other = Identity(d)\n    y = Gather"
+    )
+    graph = model(body, codes=CODES, **PER_CHANNEL)
+    before = run(graph, TOKENS)
+    assert gather_codes(graph) == 1
+    assert operators(graph)["DequantizeLinear"] == 1
+    for was, now in zip(before, run(graph, TOKENS), strict=True):
+        np.testing.assert_array_equal(was, now)
+
+
+REFUSED_TABLES: dict[str, tuple[str, Arrays]] = {
+    "zero points": (ROWS, {**PER_CHANNEL, "z": np.array([0, 1, 0], np.int8)}),
+    "columns": (ROWS.replace("Gather(", "Gather<axis = 1>(").replace("5, 5, 5]", "5, 5]"), {}),
+    "scales of columns": (
+        ROWS.replace("axis = 0", "axis = 1"),
+        {"s": np.linspace(0.1, 0.5, 5, dtype=np.float32), "z": np.zeros(5, np.int8)},
+    ),
+    "a float table": (ROWS.replace("DequantizeLinear<axis = 0>(codes, s, z)", "Identity(w)"), {}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_TABLES)
+def test_every_other_gather_stays(case: str) -> None:
+    body, changed = REFUSED_TABLES[case]
+    if case == "columns":
+        body = body.replace("float[1, 2, 5, 5] y", "float[3, 1, 2, 5, 5] y")
+    graph = model(body, codes=CODES, w=normal(3, 5), **{**PER_CHANNEL, **changed})
+    before = run(graph, TOKENS)
+    assert gather_codes(graph) == 0
+    np.testing.assert_array_equal(run(graph, TOKENS)[0], before[0])
 
 
 # --- constants -----------------------------------------------------------------------------------

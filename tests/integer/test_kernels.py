@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgeopt.errors import ConfigError
 from edgeopt.integer import kernels
-from edgeopt.integer.arithmetic import ORT_MLAS, Arithmetic, RoundingMode
+from edgeopt.integer.arithmetic import ORT_MLAS, XNNPACK, Arithmetic, RoundingMode
 from edgeopt.integer.kernels import Grid, Window
 
 # Rounded once: with two roundings up to 0.75 LSB is right.
@@ -234,6 +234,53 @@ def test_elementwise_kernels_are_within_half_an_lsb(
         assert (
             np.abs(got.astype(np.float64) - ideal).max() <= 0.5 + 2e-3 + np.abs(ideal).max() * 1e-6
         )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, ratio_a=st.floats(-9, 7), ratio_b=st.floats(-9, 7), s_y=scales)
+def test_xnnpacks_sums_are_as_exact_as_its_multipliers(
+    seed: int, ratio_a: float, ratio_b: float, s_y: float
+) -> None:
+    random = np.random.default_rng(seed)
+    a, b = codes_of(random, np.int8, 200), codes_of(random, np.int8, 200)
+    sizes = (s_y * 2.0**ratio_a, s_y * 2.0**ratio_b, s_y)
+    grids = [grid_of(random, np.int8, s) for s in sizes]
+    reals = [
+        (codes.astype(np.float64) - grid.zero_point) * np.float64(grid.scale)
+        for codes, grid in zip((a, b), grids[:2], strict=True)
+    ]
+    # Both multipliers are within half of 2^(e - 20), e the larger exponent; differences of codes
+    # are at most 255.
+    exponent = np.floor(max(ratio_a, ratio_b) + 1e-6)
+    slack = 0.5 + 2 * 0.5 * 255 * 2.0 ** (exponent - 20) + 1e-4
+    for kernel, real in (
+        (kernels.add, reals[0] + reals[1]),
+        (kernels.subtract, reals[0] - reals[1]),
+    ):
+        got = kernel(a, grids[0], b, grids[1], grids[2], XNNPACK)
+        ideal = np.clip(real / np.float64(grids[2].scale) + grids[2].zero_point, -128, 127)
+        assert got.dtype == np.int8
+        assert np.abs(got - ideal).max() <= slack
+
+
+def test_xnnpacks_ties_go_up_in_sums_and_to_even_elsewhere() -> None:
+    half, one = Grid.of(0.5, 0, np.int8), Grid.of(1.0, 0, np.int8)
+    zero = np.zeros(4, np.int8)
+    codes = np.array([1, 3, -1, -3], np.int8)  # 0.5, 1.5, -0.5, -1.5
+    assert kernels.add(codes, half, zero, half, one, XNNPACK).tolist() == [1, 2, 0, -1]
+    assert kernels.subtract(zero, half, codes, half, one, XNNPACK).tolist() == [0, -1, 1, 2]
+    ones = np.ones(4, np.int8)
+    odd = Grid.of(1.0, 1, np.int8)  # the product rounds 0.5 to 0, and then adds 1
+    assert kernels.multiply(codes, half, ones, one, odd, XNNPACK).tolist() == [1, 3, 1, -1]
+    pairs = np.stack([codes, zero], -1).reshape(1, 4, 2, 1)  # means 0.5, 1.5, -0.5, -1.5
+    means = kernels.global_average_pool(pairs, one, odd, XNNPACK).reshape(-1)
+    assert means.tolist() == [2, 2, 0, 0]  # 1.5, 2.5, 0.5, -0.5 to even
+
+
+def test_only_xnnpack_subtracts() -> None:
+    grid, codes = Grid.of(0.1, 0, np.int8), np.zeros(2, np.int8)
+    with pytest.raises(ConfigError, match="ort_mlas: has no integer subtraction"):
+        kernels.subtract(codes, grid, codes, grid, grid, ORT_MLAS)
 
 
 def test_add_broadcasts_and_is_symmetric_for_a_constant() -> None:

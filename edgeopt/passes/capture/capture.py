@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from edgeopt.errors import CaptureError
 from edgeopt.passes.capture.linear_form import as_linears
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
-from edgeopt.state import Effect, ModelState, PassContext, Stage
+from edgeopt.state import FORWARD, Effect, ModelState, PassContext, Stage
 from edgeopt.verify import tied_contracts
 
 _IDENTITIES = frozenset({"dropout", "alias", "detach", "lift_fresh_copy"})
@@ -44,7 +45,8 @@ class Capture(Pass[CaptureConfig]):
     In eval mode, with the context's example (a batch of at least 2: a batch of 1 is burnt in) and
     a dynamic batch where the model allows it. Parameters are copied, so nothing that happens to
     the graph reaches the user's module. Every operator gets its edge ids here, once. Operators
-    that do nothing in eval mode (dropout, detach) are dropped.
+    that do nothing in eval mode (dropout, detach) are dropped. Further methods become programs of
+    their own over the same weights, at the shapes of their examples.
     """
 
     name = "capture"
@@ -55,28 +57,42 @@ class Capture(Pass[CaptureConfig]):
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
         module = state.carrier_module
-        exported, note = self._export(module, ctx)
-        refuse_higher_order(exported)
-        exported = functional(exported)
-        exported, transposed = as_linears(exported)
-        exported, dropped = _own_and_clean(exported, ctx.input_names)
-        notes: tuple[str, ...] = (note,) if note else ()
-        if dropped:
-            notes += (f"dropped without effect in eval mode: {', '.join(sorted(dropped))}",)
-        operators = sum(1 for n in exported.graph.nodes if n.op == "call_function")
+        programs: dict[str, ExportedProgram] = {}
+        captured: list[str] = []
+        notes: tuple[str, ...] = ()
+        transposed: frozenset[str] = frozenset()
+        clones: dict[tuple[Any, ...], Tensor] = {}
+        for method in (FORWARD, *ctx.methods):
+            exported, note = self._export(module, ctx, method)
+            refuse_higher_order(exported)
+            exported = functional(exported)
+            exported, found = as_linears(exported)
+            more = ctx.methods.get(method)
+            names = ctx.input_names if more is None else more.input_names
+            programs[method], dropped = _own_and_clean(exported, names, method, clones)
+            transposed |= found
+            operators = sum(1 for n in programs[method].graph.nodes if n.op == "call_function")
+            captured.append(f"captured {operators} operators" + f" of {method}" * bool(ctx.methods))
+            notes += (note,) if note else ()
+            if dropped:
+                notes += (f"dropped without effect in eval mode: {', '.join(sorted(dropped))}",)
         after = dataclasses.replace(
             state,
             module=None,
-            programs={"forward": exported},
+            programs=programs,
             stage=Stage.GRAPH,
             contracts=(*_mapped(state.contracts, transposed), *tied_contracts(module)),
         )
-        return PassResult(after, {"the model": f"captured {operators} operators"}, {}, notes)
+        return PassResult(after, {"the model": "; ".join(captured)}, {}, notes)
 
-    def _export(self, module: torch.nn.Module, ctx: PassContext) -> tuple[ExportedProgram, str]:
+    def _export(
+        self, module: torch.nn.Module, ctx: PassContext, method: str
+    ) -> tuple[ExportedProgram, str]:
         shapes = ctx.dynamic_shapes
         attempts: list[tuple[Any, str]] = []
-        if shapes is not None:
+        if method != FORWARD:
+            attempts.append((None, ""))  # its shapes are the example's
+        elif shapes is not None:
             attempts.append((shapes, ""))
         else:
             dynamic = dynamic_batch(ctx.example_args, ctx.example_kwargs, module)
@@ -85,15 +101,29 @@ class Capture(Pass[CaptureConfig]):
             attempts.append((None, "the batch is static: the model fixes it"))
         failure: Exception | None = None
         for wanted, note in attempts:
-            args, kwargs = program.copied_inputs(ctx.example_args, ctx.example_kwargs)
+            example = ctx.example(method)
+            args, kwargs = program.copied_inputs(example.args, example.kwargs)
             try:
-                with program.quiet_export(), torch.no_grad():
+                with program.quiet_export(), torch.no_grad(), as_forward(module, method):
                     exported = torch.export.export(module, args, kwargs, dynamic_shapes=wanted)
                 return exported, note if len(attempts) > 1 else ""
             except Exception as caught:  # torch.export raises many unrelated types
                 failure = caught  # the last attempt asks for least, so its failure is the reason
         assert failure is not None
         raise CaptureError(_explain(failure)) from failure
+
+
+@contextmanager
+def as_forward(module: torch.nn.Module, method: str) -> Iterator[None]:
+    """Let a call of the module run one of its other methods, so that FQNs stay what they are."""
+    if method == FORWARD:
+        yield
+        return
+    module.forward = getattr(module, method)
+    try:
+        yield
+    finally:
+        del module.forward  # the class's own shows again
 
 
 def _mapped(contracts: tuple[Contract, ...], transposed: frozenset[str]) -> tuple[Contract, ...]:
@@ -201,20 +231,29 @@ def _explain(failure: Exception) -> str:
 
 
 def _own_and_clean(
-    exported: ExportedProgram, input_names: tuple[str, ...]
+    exported: ExportedProgram,
+    input_names: tuple[str, ...],
+    method: str,
+    clones: dict[tuple[Any, ...], Tensor],
 ) -> tuple[ExportedProgram, set[str]]:
-    """Copy every tensor, give each operator its site, and drop what does nothing."""
+    """Copy every tensor, give each operator its site, and drop what does nothing.
+
+    Args:
+        exported: A method's program.
+        input_names: Names of its tensor inputs, or none.
+        method: The method's name.
+        clones: What was copied already: methods and tied weights share their storage.
+    """
     editor = ProgramEditor(exported)
-    clones: dict[tuple[Any, ...], Tensor] = {}
     for fqn, value in editor.table.items():
-        # one clone a storage, so that tied weights stay tied
         key = (value.data_ptr() if value.numel() else id(value), value.shape, value.stride())
         if key not in clones:
             clones[key] = value.detach().clone()
         editor.table[fqn] = clones[key]
     users = program.tensor_input_names(exported)
     names = dict(zip(users, input_names or users, strict=False))
-    edges.assign(editor.graph, {user: names.get(user, user) for user in users})
+    inputs = {user: names.get(user, user) for user in users}
+    edges.assign(editor.graph, inputs, prefix="" if method == FORWARD else f"{method}.")
     dropped: set[str] = set()
     for node in list(editor.graph.nodes):
         if _does_nothing(node):

@@ -32,7 +32,8 @@ class AttentionCall:
         """Read a call's arguments."""
         schema = node.target._schema.arguments  # type: ignore[union-attr]
         given: dict[str, Any] = {a.name: value for a, value in zip(schema, node.args, strict=False)}
-        return AttentionCall(node, **given, **node.kwargs)
+        given |= node.kwargs
+        return AttentionCall(node, **given)
 
     @property
     def lengths(self) -> tuple[Any, Any]:

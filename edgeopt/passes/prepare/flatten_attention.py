@@ -92,8 +92,12 @@ def _unsupported(call: AttentionCall, editor: ProgramEditor) -> str:
         fixed = [size for s in shapes for size in s[1:]]
     if not all(isinstance(size, int) for size in fixed):
         return "a size other than the batch is dynamic"
-    if len(shapes[0]) == 4 and int(shapes[0][1]) % int(shapes[1][1]):
-        return f"{shapes[0][1]} query heads are no multiple of {shapes[1][1]} key heads"
+    query, key, value = shapes
+    leading = [[str(size) for size in s[: len(s) - 2]] for s in (key, value)]
+    if leading[0] != leading[1] or str(query[0]) != str(key[0]):
+        return "query, key and value are broadcast against each other"
+    if len(query) == 4 and int(query[1]) % int(key[1]):
+        return f"{query[1]} query heads are no multiple of {key[1]} key heads"
     mask = editor.tensor(call.attn_mask)
     if mask is not None and mask.dtype == torch.bool and not bool(mask.any(-1).all()):
         return "its mask leaves a row empty"
@@ -190,7 +194,7 @@ def _order(node: Node, rank: int) -> list[int]:
     if operator_name(node) == "permute":
         dims = node.args[1]
         assert isinstance(dims, (list, tuple))
-        return [int(d) % rank for d in dims]  # type: ignore[call-overload]
+        return [d % rank for d in dims if isinstance(d, int)]
     order = list(range(rank))
     first, second = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
     order[first], order[second] = order[second], order[first]

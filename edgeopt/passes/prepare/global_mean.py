@@ -95,7 +95,7 @@ def _reduced(node: Node) -> list[int] | str:
             return "it is over everything"
         if node.kwargs.get("dtype") is not None:
             return "it changes the type"
-        dims = sorted(int(d) % rank for d in given)  # type: ignore[call-overload]
+        dims = sorted(d % rank for d in given if isinstance(d, int))
     if not all(isinstance(shape[d], int) for d in dims):
         return "a dimension that it averages is dynamic"
     kept = [shape[d] for d in range(rank) if d not in dims]

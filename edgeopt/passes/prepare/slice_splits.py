@@ -89,8 +89,7 @@ def _write(editor: ProgramEditor, node: Node) -> int:
         starts.append(starts[-1] + (part.shape[axis] if operator_name(node) != "unbind" else 1))
     getters = [user for user in node.users if isinstance(user.args[1], int)]
     for getter in getters:
-        number: Any = getter.args[1]
-        index = number % len(node.meta["val"])
+        index = int(getter.args[1]) % len(node.meta["val"])  # type: ignore[arg-type]
         target: Any = _ATEN.slice.Tensor
         args: tuple[Any, ...] = (source, axis, starts[index], starts[index + 1])
         if operator_name(node) == "unbind":

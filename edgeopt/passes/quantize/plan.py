@@ -42,9 +42,11 @@ class PlanQuantization(Pass[PlanConfig]):
     Inputs, weights and biases of weighted operators are quantized; outputs where the runtime's
     kernel must write codes; operators with an integer kernel where all that they read are codes;
     operators that only move codes share the parameters of what they move. An activation that a
-    range expresses (ReLU, ReLU6) is absorbed: the codes stand behind it. Where the rules say so,
-    stored operands (position embeddings, weights of normalizations) become codes as well, and the
-    whole graph is carried as codes. What stays float is a line of the plan too, with the reason.
+    range expresses (ReLU, ReLU6) is absorbed: the codes stand behind it. An embedding that is tied
+    to an integer head picks rows of the head's codes, so that one table serves both. Where the
+    rules say so, stored operands (position embeddings, weights of normalizations) become codes as
+    well, and the whole graph is carried as codes. What stays float is a line of the plan too, with
+    the reason.
     """
 
     name = "plan"
@@ -68,6 +70,9 @@ class PlanQuantization(Pass[PlanConfig]):
             lines[method] = _lines(exported, placement, rules)
             for weighted in placement.weighted:
                 changes[require_site(weighted.node).address] = "integer"
+            for table in placement.tables:
+                owner = require_site(table.weighted.node).address
+                changes[require_site(table.node).address] = f"rows of the codes of {owner}"
             if rules.whole_graph:
                 for value in placement.values:
                     if value.op == "call_function":
@@ -129,6 +134,7 @@ def _lines(
                     reader, f"in{index}", Role.INPUT, rules.activation, Shared(_edge(value, "out"))
                 )
             )
+    owners = placement.owners
     for constant in placement.constants:
         owner = _owner(placement.groups.root(constant), placement)
         for reader, index in placement.ports[constant]:
@@ -138,7 +144,13 @@ def _lines(
                 _line(reader, port.port, Role.CONSTANT, rules.activation, source)
             )
     for weighted in placement.weighted:
-        by_node.setdefault(weighted.node, []).extend(_weight_lines(weighted, rules))
+        found = _weight_lines(weighted, owners[weighted.weight].node, rules)
+        by_node.setdefault(weighted.node, []).extend(found)
+    for table in placement.tables:
+        source = Shared(_edge(table.weighted.node, "in1"))
+        by_node.setdefault(table.node, []).append(
+            _line(table.node, "in0", Role.WEIGHT, rules.weight, source)
+        )
     for node, reason in placement.stays_float.items():
         by_node.setdefault(node, []).append(
             PlannedEdge(
@@ -160,9 +172,8 @@ def _owner(root: Node, placement: Placement) -> EdgeId:
     return _edge(root, "out")
 
 
-def _weight_lines(weighted: Weighted, rules: RuleSet) -> list[PlannedEdge]:
+def _weight_lines(weighted: Weighted, first: Node, rules: RuleSet) -> list[PlannedEdge]:
     node = weighted.node
-    first = next(iter(weighted.weight.users))
     # Calls of one module read one weight: the first call owns its parameters.
     source = Own() if first is node else Shared(_edge(first, "in1"))
     found = [_line(node, "in1", Role.WEIGHT, rules.weight, source)]

@@ -269,15 +269,17 @@ class _Writer:
 
     def _quantize_weight(self, row: PlannedEdge) -> None:
         assert row.spec is not None
-        node = self._node[row.edge.node]
-        source = node.args[1]
+        if isinstance(row.source, Shared):
+            return  # the first call of a shared module did it for all
+        source = self._node[row.edge.node].args[1]
         assert isinstance(source, Node)
         fqn = self._editor.fqn(source)
-        if fqn is None or isinstance(row.source, Shared):
-            return  # the first call of a shared module did it for all
+        assert fqn is not None
         spec = row.spec
         weight = self._editor.table[fqn].detach().float()
+        # the plan takes a weight only if its readers multiply by it (in1) or pick rows of it (in0)
         calls = [u for u in source.users if u.args[1] is source]
+        tables = [u for u in source.users if u.args[0] is source]
         scale = weight_scales(weight, spec)
         scale = self._bias_on_grid(calls, scale, fqn)
         shape = [1] * weight.dim()
@@ -291,17 +293,18 @@ class _Writer:
         zero_node = self._editor.add_buffer(f"{fqn}_zero_point", zeros)
         axis = spec.axis if spec.granularity is Granularity.CHANNEL else None
         stored = str(dtype).removeprefix("torch.")
-        for call in calls:
+        for reader, index in [*((call, 1) for call in calls), *((table, 0) for table in tables)]:
             new = self._editor.call(
                 DEQUANTIZE,
                 (source, scale_node, zero_node, axis, None, stored, torch.float32),
-                parent=call,
-                suffix="dq.in1",
-                before=call,
+                parent=reader,
+                suffix=f"dq.in{index}",
+                before=reader,
             )
-            call.update_arg(1, new)
-        self.changes[row.address] = f"{spec}"
-        self.contracts.append(Quantized(row.edge, spec, fqn, row.address))
+            reader.update_arg(index, new)
+        for reading in (r for r in self._rows if row.edge in (r.edge, _shared_with(r))):
+            self.changes[reading.address] = f"{spec}"
+            self.contracts.append(Quantized(reading.edge, spec, fqn, reading.address))
 
     def _bias_on_grid(self, calls: list[Node], scale: Tensor, fqn: str) -> Tensor:
         # Layers with a tied weight have biases of their own, and share the input's scale.
@@ -329,6 +332,10 @@ class _Writer:
             value = self._editor.table[bias_fqn].detach().float()
             self._editor.replace(bias_fqn, on_grid(value, input_scale, scale))
         return scale
+
+
+def _shared_with(row: PlannedEdge) -> EdgeId | None:
+    return row.source.edge if isinstance(row.source, Shared) else None
 
 
 def _owner(row: PlannedEdge) -> EdgeId:

@@ -14,7 +14,7 @@ from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
 from edgeopt.quant.plan import Own, Plan, Shared
 from edgeopt.quant.spec import Role
 from edgeopt.state import ModelState
-from tests.models import TENSORRT, X86, Block, SmallCNN, context, normal, run, seeded
+from tests.models import TENSORRT, X86, Block, SmallCNN, TiedHead, context, normal, run, seeded
 
 CNN_EXAMPLE = normal(4, 3, 8, 8)
 BLOCK_EXAMPLE = normal(2, 4, 16)
@@ -213,24 +213,47 @@ def test_a_model_with_nothing_to_quantize_is_an_error_with_a_reason() -> None:
         planned(nn.Sequential(nn.Linear(4, 4)).eval(), normal(2, 4), keep_float=("*",))
 
 
-class TiedHead(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(7, 4)
-        self.mix = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 7, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.mix(self.embedding(tokens)))
+TOKENS = torch.arange(6).reshape(2, 3)
 
 
-def test_a_weight_that_an_embedding_reads_too_stays_float_with_the_reason() -> None:
-    plan = plan_of(planned(seeded(TiedHead), torch.arange(6).reshape(2, 3)))
+def test_an_embedding_picks_rows_of_the_codes_of_the_head_that_it_is_tied_to() -> None:
+    state = planned(seeded(TiedHead), TOKENS)
+    rows = short(plan_of(state))
+    assert rows[0] == "embedding:embedding#0.in0 weight = head:linear#0.in1"
+    assert "head:linear#0.in1 weight" in rows
+    assert plan_of(state).float_operators == {}
+    changes = state.history[-1].changes
+    assert changes["embedding:embedding#0"] == "rows of the codes of head:linear#0"
+
+
+@pytest.mark.parametrize(
+    ("rules", "keep_float"), [(TENSORRT, ()), (X86, ("embedding",))], ids=["rules", "kept float"]
+)
+def test_a_weight_that_a_float_embedding_reads_too_stays_float_with_the_reason(
+    rules: str, keep_float: tuple[str, ...]
+) -> None:
+    plan = plan_of(planned(seeded(TiedHead), TOKENS, rules=rules, keep_float=keep_float))
     assert plan.float_operators == {
         "head:linear#0": "its weight is also read by embedding, which stays float"
     }
     assert "mix:linear#0.in1 weight" in short(plan)
+
+
+def test_a_table_that_no_integer_operator_reads_stays_float() -> None:
+    plan = plan_of(planned(seeded(TiedHead), TOKENS, keep_float=("head",)))
+    assert not [line for line in short(plan) if line.startswith("embedding:embedding#0.in0")]
+    assert list(plan.float_operators) == ["head:linear#0"]
+
+
+def test_a_layer_of_which_one_call_stays_float_keeps_its_embedding_float() -> None:
+    class TwoHeads(TiedHead):
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embedding(tokens)
+            return self.head(self.mix(x)) + self.head(x)
+
+    plan = plan_of(planned(seeded(TwoHeads), TOKENS, keep_float=("head:linear#1",)))
+    assert set(plan.float_operators) == {"head:linear#0", "head:linear#1"}
+    assert not [line for line in short(plan) if line.startswith("embedding:embedding#0.in0")]
 
 
 def test_a_product_with_a_weight_that_has_no_integer_kernel_is_named() -> None:
@@ -297,6 +320,36 @@ def test_a_concat_has_a_scale_of_its_own_for_onnxruntime() -> None:
     assert ":cat#0.in0 input = a:conv2d#0.out" in rows
     assert ":cat#0.in1 input = b:conv2d#0.out" in rows
     assert ":cat#0.out output" in rows
+
+
+@pytest.mark.parametrize(
+    ("activation", "codes_at"),
+    [(nn.ReLU(), "relu:relu#0.out"), (nn.ReLU6(), ":add#0.out")],
+    ids=["fused", "not fused"],
+)
+def test_codes_stand_before_an_activation_that_a_kernel_does_not_fuse(
+    activation: nn.Module, codes_at: str
+) -> None:
+    """XNNPACK's sum takes in a ReLU, and no ReLU6; its convolution takes in both."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(4, 4, 1)
+            self.b = nn.Conv2d(4, 4, 1)
+            self.c = nn.Conv2d(4, 4, 1)
+            self.relu = activation
+            self.act = nn.ReLU6()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.act(self.a(x))
+            return self.c(self.relu(y + self.act(self.b(y))))
+
+    rows = short(plan_of(planned(seeded(Residual), normal(2, 4, 3, 3), rules="xnnpack")))
+    written = [row.removesuffix(" output") for row in rows if row.endswith(" output")]
+    assert codes_at in written
+    assert (":add#0.out" in written) == (codes_at == ":add#0.out")
+    assert "a:conv2d#0.out" not in written  # its codes stand behind the ReLU6
 
 
 def test_operators_of_two_tensors_stay_float_where_one_is_a_number() -> None:

@@ -37,6 +37,7 @@ from tests.models import (
     X86,
     Block,
     SmallCNN,
+    TiedHead,
     batches,
     context,
     go_on,
@@ -291,6 +292,26 @@ def test_layers_with_one_weight_have_each_their_own_bias_on_one_grid() -> None:
     drift = state.history[-1].drift_db
     assert drift is not None
     assert drift > 30  # two layers: 40.9 - 10 log10(4), and the range is shared
+
+
+def test_a_tied_embedding_gives_the_rows_of_the_heads_codes() -> None:
+    module, tokens = seeded(TiedHead), torch.arange(7).reshape(1, 7).repeat(2, 1)
+    state = quantized(module, tokens)
+    exported = forward(state)
+    table = program.tensors(exported)
+    codes, scale = table["head.weight"], table["head.weight_scale"]
+    assert codes.dtype == torch.int8
+    assert not [t for t in table.values() if t.shape == codes.shape and t.is_floating_point()]
+    (embedding,) = [n for n, s in edges.sites(exported.graph) if s.address.endswith("embedding#0")]
+    (head,) = [n for n, s in edges.sites(exported.graph) if s.address == "head:linear#0"]
+    rows, weight = embedding.args[0], head.args[1]
+    assert rows.target is weight.target is DEQUANTIZE
+    assert rows.args[:3] == weight.args[:3]  # one table, one set of scales
+    real = codes.float() * scale[:, None]
+    step = (real - module.embedding.weight).abs() / scale[:, None]
+    assert 0 < float(step.detach().max()) <= 0.5 + 1e-5
+    sites = {c.sites[0] for c in state.contracts if isinstance(c, Quantized)}
+    assert {"embedding:embedding#0.in0", "head:linear#0.in1"} <= sites
 
 
 class Concat(nn.Module):

@@ -1,0 +1,354 @@
+"""Adapters: fuse them before a build, describe a folder, write fused weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import edgeopt
+from edgeopt.adapters.fusing import parse_spec
+from edgeopt.adapters.peft_folder import CONFIG, WEIGHTS, Adapter, read_adapter
+from edgeopt.api.lock import key_of
+from edgeopt.artifact import FileEntry
+from edgeopt.errors import AdapterError, BundleError, ConfigError, PipelineError
+from edgeopt.files import atomic_folder, sha256, to_json, write_text
+from edgeopt.models import LoadedModel, check_finite, load_model, weights_digest
+from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
+from edgeopt.pipeline import Pass, Pipeline
+from edgeopt.results import SCHEMA_VERSION
+from edgeopt.state import ModelState, PassContext, PassRecord, no_progress
+from edgeopt.target import DeviceProfile, load_profile
+
+FUSED = "fused.json"
+MODEL = "model.safetensors"
+_NAME_LENGTH = 100
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """A model with its adapters, as a build goes on with it.
+
+    Attributes:
+        loaded: The model; the one given where there are no adapters.
+        history: What ran.
+        names: The adapters' names, with their weight where it is not 1.
+        hashes: What the build key holds of them.
+    """
+
+    loaded: LoadedModel
+    history: tuple[PassRecord, ...] = ()
+    names: tuple[str, ...] = ()
+    hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def adapters_of(
+    given: Sequence[str], passes: Sequence[Pass[Any]]
+) -> tuple[tuple[str, ...], tuple[Pass[Any], ...]]:
+    """Return all adapters, those that a recipe names before those of the options, and the rest.
+
+    A recipe's `fuse_lora` is taken out of its passes, since it runs before the reference is taken.
+
+    Raises:
+        PipelineError: If a recipe fuses after another pass: the reference would lack the adapter.
+    """
+    front = [p for p in passes if isinstance(p, FuseLora)]
+    if any(not isinstance(p, FuseLora) for p in passes[: len(front)]):
+        raise PipelineError(
+            "fuse_lora must stand first, so that the reference is the adapted model"
+        )
+    if any(not p.config.adapters for p in front):
+        raise ConfigError("fuse_lora: the recipe names no adapter; set fuse_lora.adapters")
+    named = [text for p in front for text in p.config.adapters]
+    return (*named, *given), tuple(passes[len(front) :])
+
+
+def fuse(
+    loaded: LoadedModel,
+    adapters: Sequence[str],
+    profile: DeviceProfile,
+    *,
+    verify: str = "full",
+    progress: Progress = no_progress,
+) -> Fused:
+    """Fuse adapters into a copy of a model, through the pass and the verifier.
+
+    Raises:
+        EdgeOptError: If an adapter cannot be read, or is not one of this model.
+    """
+    if not adapters:
+        return Fused(loaded)
+    pass_ = FuseLora(FuseLoraConfig(tuple(adapters)))
+    context = PassContext(
+        profile=profile,
+        target=profile.targets[0],
+        example_args=loaded.example_args,
+        example_kwargs=loaded.example_kwargs,
+        progress=progress,
+    )
+    state = Pipeline((pass_,)).run(ModelState(module=loaded.module), context, verify=verify)
+    specs = [parse_spec(text) for text in adapters]
+    names = tuple(_called(folder, weight) for folder, weight in specs)
+    files = [[_hashes(folder), weight] for folder, weight in specs]
+    called = re.sub(r"[^\w.-]+", "-", "-".join((loaded.name, *names)))[:_NAME_LENGTH]
+    return Fused(
+        loaded=dataclasses.replace(
+            loaded,
+            module=state.carrier_module,
+            name=called,
+            source=f"{loaded.source or loaded.name} with {', '.join(names)}",
+        ),
+        history=state.history,
+        names=names,
+        hashes={"adapters": key_of({"adapters": files})},
+    )
+
+
+def _called(folder: Path, weight: float) -> str:
+    name = folder.resolve().name
+    return name if weight == 1 else f"{name}@{weight:g}"
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {name: sha256(folder / name) for name in (CONFIG, WEIGHTS)}
+
+
+# --- inspect -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterModule:
+    """The low-rank update of one module.
+
+    Attributes:
+        module: The module's name in the base.
+        kind: `embedding`, `convolution` or `linear`, as far as the file tells.
+        rank: The rank.
+        scale: What `B A` is multiplied by.
+        a: Shape of A.
+        b: Shape of B.
+        parameters: Numbers of both, of B's bias and of the magnitude.
+        norm: `||scale * B A||`, Frobenius.
+    """
+
+    module: str
+    kind: str
+    rank: int
+    scale: float
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    parameters: int
+    norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterTensor:
+    """A tensor that an adapter replaces whole."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterDescription:
+    """What an adapter's folder holds.
+
+    Attributes:
+        name: The folder's name.
+        folder: The folder as given.
+        method: `LoRA`, `rsLoRA`, `DoRA` or `DoRA, rank-stabilized`.
+        base: The base model as the trainer named it, or None.
+        task: The task type, or None.
+        peft: Version of PEFT that wrote it, or None.
+        parameters: Numbers that it holds.
+        size_bytes: Bytes of its weights' file.
+        modules: What has factors.
+        whole: What is replaced whole: trained biases, modules saved whole, embeddings.
+        options: Options of the configuration that are not PEFT's defaults.
+        ignored: Options that are set and change no weight -> why.
+        unread: Tensors that PEFT saves and computes without.
+        sha256: File -> SHA-256.
+        schema: Version.
+    """
+
+    name: str
+    folder: str
+    method: str
+    base: str | None
+    task: str | None
+    peft: str | None
+    parameters: int
+    size_bytes: int
+    modules: tuple[AdapterModule, ...]
+    whole: tuple[AdapterTensor, ...]
+    options: Mapping[str, Any]
+    ignored: Mapping[str, str]
+    unread: tuple[str, ...]
+    sha256: Mapping[str, str]
+    schema: int = SCHEMA_VERSION
+
+
+def run_inspect(folder: Path) -> AdapterDescription:
+    """Describe a PEFT LoRA folder.
+
+    Raises:
+        AdapterError: If it cannot be read, or holds what cannot be fused.
+    """
+    adapter = read_adapter(folder)
+    config = adapter.config
+    about = ("peft_type", "base_model_name_or_path", "task_type", "peft_version", "use_dora")
+    options = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in about and getattr(config, field.name) not in (field.default, {}, ())
+    }
+    return AdapterDescription(
+        name=adapter.name,
+        folder=str(folder),
+        method=_method(adapter),
+        base=config.base_model_name_or_path,
+        task=config.task_type,
+        peft=config.peft_version,
+        parameters=adapter.parameters,
+        size_bytes=(folder / WEIGHTS).stat().st_size,
+        modules=_modules(adapter),
+        whole=tuple(
+            AdapterTensor(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+            for name, value in sorted(adapter.whole.items())
+        ),
+        options=options,
+        ignored=adapter.ignored,
+        unread=adapter.unread,
+        sha256=adapter.sha256,
+    )
+
+
+def _method(adapter: Adapter) -> str:
+    if adapter.config.use_dora:
+        return "DoRA, rank-stabilized" if adapter.config.use_rslora else "DoRA"
+    return "rsLoRA" if adapter.config.use_rslora else "LoRA"
+
+
+def _modules(adapter: Adapter) -> tuple[AdapterModule, ...]:
+    return tuple(
+        AdapterModule(
+            module=name,
+            kind=("embedding" if f.embedding else "convolution" if f.a.dim() > 2 else "linear"),
+            rank=f.rank,
+            scale=f.scale,
+            a=tuple(f.a.shape),
+            b=tuple(f.b.shape),
+            parameters=f.parameters,
+            norm=f.norm(),
+        )
+        for name, f in adapter.factors.items()
+    )
+
+
+# --- fuse ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedAdapter:
+    """One adapter of a fused model.
+
+    Attributes:
+        name: The folder's name.
+        weight: Its weight.
+        sha256: File -> SHA-256.
+    """
+
+    name: str
+    weight: float
+    sha256: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedModel:
+    """What `edgeopt adapter fuse` wrote; also `fused.json`, where the weights come from.
+
+    Attributes:
+        edgeopt: Version.
+        model: The base as named.
+        base: SHA-256 of the base's tensors.
+        fused: SHA-256 of the fused model's tensors.
+        adapters: What was fused, in order.
+        file: The weights.
+        changes: Module or tensor -> what happened.
+        skipped: Module or tensor -> why nothing changed.
+        notes: Findings that belong to no single site.
+        drift_db: SNR of the outputs against the base's on the example, in dB.
+        schema: Version.
+    """
+
+    edgeopt: str
+    model: str
+    base: str
+    fused: str
+    adapters: tuple[FusedAdapter, ...]
+    file: FileEntry
+    changes: Mapping[str, str]
+    skipped: Mapping[str, str]
+    notes: tuple[str, ...]
+    drift_db: float | None
+    schema: int = SCHEMA_VERSION
+
+
+def run_fuse(
+    model: str | LoadedModel, adapters: Sequence[str], out: Path, progress: Progress = no_progress
+) -> FusedModel:
+    """Fuse adapters into a model and write its weights and where they come from.
+
+    A tensor that several names share is written once, under the first of them.
+
+    Raises:
+        EdgeOptError: If the model or an adapter cannot be read, they do not fit, or `out` cannot
+            be written; nothing is left half-written.
+    """
+    if not adapters:
+        raise AdapterError("adapter fuse: name at least one adapter")
+    loaded = load_model(model) if isinstance(model, str) else model
+    check_finite(loaded.module)
+    fused = fuse(loaded, adapters, load_profile("host"), progress=progress)
+    record = fused.history[-1]
+    specs = [parse_spec(text) for text in adapters]
+    with atomic_folder(out, kind="fused model", marker=FUSED) as folder:
+        _write_weights(fused.loaded, folder / MODEL)
+        path = folder / MODEL
+        result = FusedModel(
+            edgeopt=edgeopt.__version__,
+            model=loaded.source or loaded.name,
+            base=weights_digest(loaded.module),
+            fused=weights_digest(fused.loaded.module),
+            adapters=tuple(FusedAdapter(d.resolve().name, w, _hashes(d)) for d, w in specs),
+            file=FileEntry(MODEL, sha256(path), path.stat().st_size),
+            changes=record.changes,
+            skipped=record.skipped,
+            notes=record.notes,
+            drift_db=record.drift_db,
+        )
+        write_text(folder / FUSED, to_json(result))
+    return result
+
+
+def _write_weights(loaded: LoadedModel, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {}
+    seen = set()
+    for name, value in sorted(loaded.module.state_dict().items()):
+        place = (value.data_ptr(), tuple(value.shape))
+        if value.numel() and place in seen:
+            continue
+        seen.add(place)
+        tensors[name] = value.contiguous()
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as failure:
+        raise BundleError(f"{path}: cannot be written: {failure}") from None

@@ -1,0 +1,1 @@
+"""What an app or a robot loads: the shipped part of a bundle, in the platform's own layout."""

@@ -1,0 +1,81 @@
+"""Where the model, its data and its runtimes come from, and under which licences.
+
+What is not known is said to be unknown: it is for whoever ships the app to find out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from edgeopt.artifact import Manifest
+from edgeopt.zoo.catalogue import CATALOGUE
+
+RUNTIMES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    # format: what an app links or a device has, with the licence that its project states
+    "onnx": (("ONNX Runtime", "MIT"),),
+    "executorch": (("ExecuTorch", "BSD-3-Clause"), ("XNNPACK", "BSD-3-Clause")),
+    "qnn": (
+        ("ONNX Runtime", "MIT"),
+        (
+            "Qualcomm AI Engine Direct (QNN) libraries",
+            "proprietary: the terms of Qualcomm's SDK; not part of these files",
+        ),
+    ),
+    "tensorrt": (
+        (
+            "TensorRT",
+            "proprietary: NVIDIA's software licence; comes with JetPack, not part of these files",
+        ),
+    ),
+}
+_DATA: Mapping[str, str] = {
+    # zoo model: licence of what it was trained on
+    "vit": "Creative Commons Attribution 4.0 (UCI Machine Learning Repository, data set 80)",
+    "mobilenet": "Creative Commons Attribution 4.0 (UCI Machine Learning Repository, data set 80)",
+    "bytelm": "Python Software Foundation License Version 2 (the documentation of Python)",
+}
+UNKNOWN = "unknown"
+
+
+def plain_model(model: str) -> str:
+    """Return a model's name without the folders of whoever compiled it.
+
+    `/home/me/nets/net.py:make` becomes `net.py:make`, `timm:x@/data/w.safetensors` becomes
+    `timm:x@w.safetensors`.
+    """
+    return re.sub(r"(^|[@:=])[^@:=]*[/\\](?=[^/\\])", r"\1", model.rstrip("/\\"))
+
+
+def text(manifest: Manifest, formats: Iterable[str]) -> str:
+    """Return the notices of the chosen artifacts."""
+    lines = [*_model(manifest), ""]
+    for adapter in manifest.adapters:
+        lines += [
+            f"Adapter {plain_model(adapter)}, fused into the model",
+            f"Licence: {UNKNOWN}",
+            "",
+        ]
+    lines += ["Runtimes that the app or the device brings"]
+    told = dict.fromkeys(row for f in formats for row in RUNTIMES.get(f, ((f, UNKNOWN),)))
+    lines += [f"- {name}: {licence}" for name, licence in told]
+    return "\n".join(lines) + "\n"
+
+
+def _model(manifest: Manifest) -> list[str]:
+    kind, _, name = manifest.model.partition(":")
+    shown = plain_model(manifest.model)
+    if kind == "zoo" and name in CATALOGUE:
+        entry = CATALOGUE[name]
+        return [
+            f"Model {shown}: {entry.summary}",
+            f"Source: {entry.source}",
+            "Licence: that of edgeopt, which the weights are part of",
+            f"Trained on: {entry.data}",
+            f"Licence of the data: {_DATA.get(name, UNKNOWN)}",
+        ]
+    return [
+        f"Model {shown}",
+        f"Licence: {UNKNOWN}. edgeopt was given this model and cannot tell who may ship it; ask "
+        "whoever made its weights.",
+    ]

@@ -1,0 +1,64 @@
+"""What is known of sources and licences, and what is said to be unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from edgeopt.app_assets.notices import plain_model, text
+from edgeopt.app_assets.platforms import PLATFORMS
+from edgeopt.artifact import Manifest
+from edgeopt.zoo.catalogue import CATALOGUE
+
+MANIFEST = Manifest("0.1.0", "zoo:vit", "host", "int8", "k", {}, 0, {}, (), ())
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("zoo:vit", "zoo:vit"),
+        ("/home/me/nets/net.py:make", "net.py:make"),
+        ("net.py:make", "net.py:make"),
+        ("../nets/net.py:make", "net.py:make"),
+        ("timm:resnet18?pad=same@/data/me/w.safetensors", "timm:resnet18?pad=same@w.safetensors"),
+        ("hf:/data/me/llama/", "hf:llama"),
+        ("/data/me/model.pt2", "model.pt2"),
+        ("C:\\Users\\me\\net.py:make", "C:net.py:make"),
+        ("Net", "Net"),
+    ],
+)
+def test_a_model_is_named_without_the_folders_of_whoever_compiled_it(
+    given: str, shown: str
+) -> None:
+    assert plain_model(given) == shown
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_the_zoos_data_are_named_with_their_licence(name: str) -> None:
+    found = text(dataclasses.replace(MANIFEST, model=f"zoo:{name}"), ["onnx"])
+    assert CATALOGUE[name].data in found
+    assert "unknown" not in found
+    assert "- ONNX Runtime: MIT" in found
+
+
+def test_a_users_model_is_of_unknown_licence() -> None:
+    found = text(dataclasses.replace(MANIFEST, model="/home/me/net.py:make"), ["executorch"])
+    assert "Model net.py:make" in found
+    assert "Licence: unknown." in found
+    assert "/home" not in found
+    assert "- ExecuTorch: BSD-3-Clause\n- XNNPACK: BSD-3-Clause\n" in found
+
+
+def test_a_fused_adapter_is_named() -> None:
+    found = text(dataclasses.replace(MANIFEST, adapters=("/home/me/lora",)), ["onnx"])
+    assert "Adapter lora, fused into the model\nLicence: unknown" in found
+
+
+def test_every_format_of_every_platform_has_a_runtime_with_a_licence() -> None:
+    for platform in PLATFORMS.values():
+        assert "unknown" not in text(MANIFEST, platform.formats)
+
+
+def test_an_unknown_format_is_said_to_be_unknown() -> None:
+    assert "- newfangled: unknown" in text(MANIFEST, ["newfangled"])

@@ -1,0 +1,73 @@
+"""A bundled model for a phone's CPU: built, run in ExecuTorch, proven, and verified again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
+from edgeopt.api.verify import run_verify
+from edgeopt.results import Verdict
+
+pytest.importorskip("executorch")
+
+
+@pytest.fixture(scope="module")
+def phone(tmp_path_factory: pytest.TempPathFactory) -> BuildOutcome:
+    return run_build(
+        BuildOptions(
+            model="zoo:mobilenet",
+            profile="phone-cpu",
+            samples=10,
+            drift=False,
+            out=tmp_path_factory.mktemp("phone") / "bundle",
+        )
+    )
+
+
+def test_it_passes_its_limits_in_its_own_runtime(phone: BuildOutcome) -> None:
+    report = phone.report
+    assert report.verdict is Verdict.PASS
+    (accuracy,) = report.accuracy
+    assert accuracy.runtime.startswith("executorch ")
+    assert accuracy.drop is not None
+    assert accuracy.drop <= 1.0
+    assert report.artifacts[0].int8_macs == 1.0
+    assert report.compile["executorch"]["partitions"] == 1
+    assert report.compile["executorch"]["outside"] == {}
+
+
+def test_every_integer_kernel_equals_the_executor(phone: BuildOutcome) -> None:
+    (proof,) = phone.report.proof
+    assert proof.exact
+    assert proof.arithmetic == "xnnpack"
+    assert proof.unproven == proof.float_islands == {}
+    assert proof.elements > 100_000
+
+
+def test_latency_is_measured_here_and_never_gated_as_the_phones(phone: BuildOutcome) -> None:
+    report = phone.report
+    assert {row.artifact for row in report.latency} == {"executorch", "executorch-float32"}
+    assert all(row.stand_in for row in report.latency)
+    assert "latency_p50_ms" not in {limit.name for limit in report.limits}
+    (comparison,) = report.comparisons
+    assert comparison.ratio < 1  # measured 0.46 to 0.52; codes are a quarter of the bytes
+    assert {row.artifact for row in report.memory} == {"executorch", "executorch-float32"}
+
+
+def test_the_bundle_verifies_and_damage_is_found(phone: BuildOutcome, tmp_path: Path) -> None:
+    import shutil
+
+    result = run_verify(phone.bundle_path)
+    assert result.verdict is Verdict.PASS
+    assert {c.kind for c in result.contracts} == {"quantized"}
+    assert all(c.holds for c in result.contracts)
+    copy = tmp_path / "bundle"
+    shutil.copytree(phone.bundle_path, copy)
+    data = bytearray((copy / "executorch.pte").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "executorch.pte").write_bytes(bytes(data))
+    damaged = run_verify(copy)
+    assert damaged.verdict is Verdict.FAIL
+    assert "file executorch.pte" in [c.name for c in damaged.checks if not c.holds]
