@@ -78,6 +78,7 @@ def edgeopt_file(job: dict[str, Any], bits: int, folder: Path) -> Path:
         BuildOptions(
             **job,
             profile="phone-npu",
+            formats=("qnn",),
             settings=(f"plan.activation_bits={bits}",),
             eval_samples=2,
             latency=False,

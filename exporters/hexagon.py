@@ -268,6 +268,7 @@ class Simulator:
             self.close()
             raise
         self.inputs: dict[str, str] = facts["inputs"]
+        self.shapes: dict[str, tuple[int, ...]] = {n: tuple(s) for n, s in facts["shapes"].items()}
         self.outputs: tuple[str, ...] = tuple(facts["outputs"])
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -278,7 +279,8 @@ class Simulator:
             BundleError: If the run fails, the process dies, or takes too long.
         """
         packed = io.BytesIO()
-        np.savez(packed, **{name: np.asarray(value) for name, value in inputs.items()})
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in inputs.items()}
+        np.savez(packed, **arrays)
         assert self._process.stdin is not None
         try:
             write_frame(self._process.stdin, packed.getvalue())

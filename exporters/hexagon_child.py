@@ -53,6 +53,7 @@ def _serve(order: Mapping[str, Any]) -> None:
         session = _session(order)
         facts = {
             "inputs": {i.name: i.type for i in session.get_inputs()},
+            "shapes": {i.name: i.shape for i in session.get_inputs()},
             "outputs": [o.name for o in session.get_outputs()],
         }
         write_frame(out, json.dumps(facts).encode(), b"+")

@@ -54,7 +54,7 @@ class QnnInspector(OnnxInspector):
         operators, wide = _operators(path), _wide(path)
         products = multiplications(path)
         rows = tuple(_row(product, artifact, worst, wide) for product in products)
-        warnings = ()
+        warnings: tuple[str, ...] = ()
         if any(product.node in wide for product in products):
             warnings = (
                 f"{artifact.name}: activations have 16 bits; int8_macs counts their products too",

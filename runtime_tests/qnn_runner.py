@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from edgeopt.errors import BundleError, ExportError, RuntimeUnavailable, nearest
 from edgeopt.exporters import hexagon
@@ -28,6 +31,18 @@ class QnnSession:
             BundleError: If the simulator fails or dies.
         """
         return self._simulator.run(inputs)
+
+    def example_inputs(self, method: str, *, seed: int = 0) -> Arrays:
+        """Make inputs that the file takes: normal floats, zero integers."""
+        random = np.random.default_rng(seed)
+        made: dict[str, np.ndarray[Any, Any]] = {}
+        for name, kind in self._simulator.inputs.items():
+            shape = self._simulator.shapes[name]
+            if kind == "tensor(float)":
+                made[name] = random.standard_normal(shape).astype(np.float32)
+            else:
+                made[name] = np.zeros(shape, kind.removeprefix("tensor(").removesuffix(")"))
+        return made
 
     def reset(self) -> None:
         """Forget all state: there is none."""

@@ -24,7 +24,9 @@ def own_constants(model: ir.Model) -> tuple[str, ...]:
     readers: dict[str, dict[Hashable, list[ir.Node]]] = {}
     for node in model.graph:
         codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-        if codes is None or codes.name not in initializers or codes.const_value is None:
+        if codes is None or codes.name is None or codes.const_value is None:
+            continue
+        if codes.name not in initializers:
             continue
         key = tuple(_content(value) for value in node.inputs[1:])
         readers.setdefault(codes.name, {}).setdefault(key, []).append(node)

@@ -230,3 +230,18 @@ def test_what_the_cpu_runs_is_shown_as_such(tmp_path: Path) -> None:
     assert found.compile["partitions"] == 2
     assert 0 < found.compile["delegated_share"] < 1
     assert "Erf" in found.compile["outside"].values()
+
+
+def test_example_inputs_fit_the_file(everything: tuple[int, Written]) -> None:
+    _, result = everything
+    session = QnnRunner().load(result.files, LoadOptions())
+    try:
+        first = session.example_inputs("forward", seed=3)
+        assert first["in0"].shape == (1, 8, 16, 16)
+        assert (first["in0"] == session.example_inputs("forward", seed=3)["in0"]).all()
+        assert len(session.run("forward", first)) == len(OPERATORS)
+        session.reset()
+        with pytest.raises(BundleError, match="has no adapter 'a' to bind"):
+            session.bind("a")
+    finally:
+        session.close()

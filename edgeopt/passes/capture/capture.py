@@ -279,9 +279,8 @@ def _does_nothing(node: Node) -> bool:
 
 def _takes_all(node: Node) -> bool:
     """Say whether a slice is of the whole axis, as `x[:, 1:]` has one for the first."""
-    source, axis, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
-    assert isinstance(source, Node)
-    assert isinstance(axis, int)
+    given: list[Any] = [*node.args, *(0, None, None, 1)[len(node.args) - 1 :]]
+    source, axis, start, end, step = given
     size = source.meta["val"].shape[axis]
     whole = end is None or end == sys.maxsize or (isinstance(size, int) and end == size)
-    return whole and start in (None, 0) and step == 1
+    return bool(whole and start in (None, 0) and step == 1)

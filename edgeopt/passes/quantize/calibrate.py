@@ -133,7 +133,7 @@ def _that_counts(node: Node, value: Tensor) -> Tensor:
     What a softmax reads counts down to `SOFTMAX_REACH` below the largest of its row: a mask would
     stretch the range a thousandfold, for weights that are 0 either way.
     """
-    axes = {
+    axes: set[Any] = {
         reader.args[1]
         for reader in node.users
         if reader.op == "call_function" and edges.operator_name(reader) == "softmax"
