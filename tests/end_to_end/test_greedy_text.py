@@ -20,8 +20,6 @@ PROMPT = b'The "assert" statement is '
 COUNT = 60
 
 
-    ("profile", "name"), [("phone-cpu", "executorch"), ("host", "onnxruntime")]
-)
 def test_an_executorch_file_says_what_torch_says(tmp_path: Path) -> None:
     bundle = run_build(
         BuildOptions(
