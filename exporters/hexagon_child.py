@@ -123,7 +123,7 @@ def _told(failure: Exception) -> dict[str, str]:
         return {"fallback": text}
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 3)[-1]
-    kind = "data" if type(failure).__name__ == "InvalidArgument" else "error"
+    kind = "data" if type(failure).__name__ in ("InvalidArgument", "ValueError") else "error"
     return {kind: text[:400]}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from edgeopt.artifact import Artifact
+from edgeopt.errors import ExportError
 from edgeopt.exporters import hexagon
 from edgeopt.exporters.onnx_macs import Product, multiplications
 from edgeopt.results import MemoryResult, OperatorRow, ProofResult
@@ -38,10 +39,8 @@ class QnnInspector(OnnxInspector):
         return QnnRunner()
 
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
-        from edgeopt.runtime_tests.qnn_runner import version_of
-
         plain = counted(folder, artifact)
-        contexts = [f.path for f in artifact.files if version_of(Path(f.path))]
+        contexts = _contexts(artifact)
         if not contexts:
             reason = next(
                 (note for note in artifact.notes if note.startswith("not compiled")),
@@ -91,10 +90,26 @@ class QnnInspector(OnnxInspector):
         inputs: Arrays,
         programs: Mapping[str, ExportedProgram] | None = None,
     ) -> ProofResult | None:
-        return None
+        from edgeopt.runtime_tests.proof_qnn import not_compared, prove
+
+        contexts = _contexts(artifact)
+        if not contexts:
+            return None
+        chip = hexagon.read_context(folder / contexts[0]).chip
+        try:
+            return prove(artifact.name, folder / artifact.model_file.path, chip, inputs)
+        except ExportError as failure:  # it compiles the file, and not with its values as outputs
+            return not_compared(artifact.name, f"not compared: {failure}")
 
     def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
         return None  # of the simulator, it says nothing of the NPU
+
+
+def _contexts(artifact: Artifact) -> list[str]:
+    """Return the compiled files of an artifact, the one that is judged first."""
+    from edgeopt.runtime_tests.qnn_runner import version_of
+
+    return [entry.path for entry in artifact.files if version_of(Path(entry.path))]
 
 
 def _operators(path: Path) -> int:
