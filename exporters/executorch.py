@@ -122,7 +122,7 @@ class ExecuTorchExporter(Exporter):
             tensor_map=tensor_map,
             edge_map=edge_map,
             tools=tool_versions(),
-            options=dict(sorted(request.target.options.items())),
+            options=dict(sorted({**request.target.options, **_bounds(file, methods)}.items())),
             notes=tuple(_notes(file, methods, request)),
         )
 
@@ -505,10 +505,20 @@ def _check_bias(
         raise ExportError(f"{where}: {fqn} has other codes in the file")
 
 
+def _bounds(file: ExecuTorchFile, methods: Sequence[Method]) -> dict[str, int]:
+    """Return `max_NAME` -> the largest size of each dynamic dimension that the file takes."""
+    found: dict[str, int] = {}
+    for method in methods:
+        for tensor, spec in zip(file.methods[method.name].inputs, method.inputs, strict=True):
+            for got, size in zip(tensor.shape, spec.shape, strict=True):
+                if isinstance(size, str):
+                    found[f"max_{size}"] = min(got, found.get(f"max_{size}", got))
+    return found
+
+
 def _notes(
     file: ExecuTorchFile, methods: Sequence[Method], request: ExportRequest
 ) -> Iterator[str]:
-    bounds: dict[str, int] = {}
     for described in methods:
         name, method = described.name, file.methods[described.name]
         left = Counter(kernel.name.removeprefix("aten::") for kernel in method.kernels)
@@ -517,15 +527,11 @@ def _notes(
             f"{name}: {len(method.delegates)} delegates; outside: {words or 'nothing'}; planned "
             f"memory {sum(method.arenas)} bytes (XNNPACK's workspace not counted)"
         )
-        for tensor, spec in zip(method.inputs, described.inputs, strict=True):
-            for got, size in zip(tensor.shape, spec.shape, strict=True):
-                if isinstance(size, str):
-                    bounds[size] = min(got, bounds.get(size, got))
-    for size, got in bounds.items():
-        asked = int(request.target.options.get(f"max_{size}", DEFAULT_MAX_BATCH))
+    for option, got in _bounds(file, methods).items():
+        asked = int(request.target.options.get(option, DEFAULT_MAX_BATCH))
         # torch guards the choice of a convolution's kernel below a batch of 16
         less = f", not {asked}: the captured operators hold only below that" if got < asked else ""
-        yield f"{size} is at most {got}{less} (option max_{size})"
+        yield f"{option.removeprefix('max_')} is at most {got}{less} (option {option})"
 
 
 def _write(path: Path, data: bytes) -> None:

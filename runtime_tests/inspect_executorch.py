@@ -34,6 +34,7 @@ BOOKKEEPING = ("executorch_prim::", "aten::sym_")
 INSIDE = "XNNPACK"
 LARGEST_BUFFERS = 5
 SLOWEST_KERNELS = 8
+BATCH = "batch"
 NOTHING = "nothing is quantized in this file"
 _MOVES = ("Static", "Concatenate", "Copy")
 _WITH_CODES = frozenset(
@@ -109,6 +110,7 @@ class ExecuTorchInspector(Inspector):
         rows: list[OperatorRow] = []
         for method in file.methods.values():
             rows += _rows(artifact, method, sites)
+        rows = _at_one_sample(rows, artifact)
         products = [row for row in rows if row.macs]
         macs = sum(row.macs for row in products)
         int8 = sum(row.macs for row in products if row.precision == "int8")
@@ -184,6 +186,15 @@ class ExecuTorchInspector(Inspector):
 
         method = artifact.methods[0].name
         return peak_memory(artifact.name, folder / artifact.model_file.path, method=method)
+
+
+def _at_one_sample(rows: list[OperatorRow], artifact: Artifact) -> list[OperatorRow]:
+    """Count the products of a dynamic batch once: the file holds its largest size."""
+    sizes = {size for spec in artifact.methods[0].inputs for size in spec.shape}
+    if BATCH not in sizes:
+        return rows
+    largest = int(artifact.options.get(f"max_{BATCH}", 1))
+    return [dataclasses.replace(row, macs=row.macs // largest) for row in rows]
 
 
 def _rows(artifact: Artifact, method: FileMethod, sites: Sites) -> Iterator[OperatorRow]:

@@ -61,6 +61,12 @@ def static_batch(artifact: Artifact) -> int | None:
     return shape[0] if shape and isinstance(shape[0], int) else None
 
 
+def largest_batch(artifact: Artifact) -> int | None:
+    """Return the largest batch of a dynamic file whose memory is planned, or None: any."""
+    size = artifact.options.get("max_batch")
+    return int(size) if size is not None else None
+
+
 def accuracy(
     folder: Path,
     artifact: Artifact,
@@ -88,7 +94,7 @@ def accuracy(
             caller(session, artifact),
             reference,
             metric,
-            batch=static_batch(artifact),
+            batch=static_batch(artifact) or largest_batch(artifact),
             warning=warning,
             seed=seed,
         )

@@ -264,7 +264,8 @@ def test_build_passes_its_options_on(built: list[Any]) -> None:
     words = (
         "build zoo:mobilenet --profile host --recipe int8 --calib c --eval e --metric top1 "
         "--format onnx --set plan.a=1 --set plan.b=2 --keep-float a* --batch 4 --dynamic batch "
-        "--adapter d --adapter e@0.5 --out o --limit drop<=1 --seed 3 "
+        "--input uint8-nhwc --quantized-io --adapter d --adapter e@0.5 --out o "
+        "--limit drop<=1 --seed 3 "
         "--calib-samples 8 --eval-samples 9 --samples 10 "
         "--no-latency --no-drift --verify edited"
     )
@@ -282,6 +283,8 @@ def test_build_passes_its_options_on(built: list[Any]) -> None:
         "keep_float": ("a*",),
         "batch": 4,
         "dynamic": ("batch",),
+        "input_form": "uint8-nhwc",
+        "quantized_io": True,
         "out": Path("o"),
         "limits": ("drop<=1",),
         "adapters": ("d", "e@0.5"),

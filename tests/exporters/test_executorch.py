@@ -136,6 +136,7 @@ def test_a_dynamic_batch_is_planned_for_the_largest_that_goes() -> None:
     # torch chooses a convolution's kernel by the batch, and guards the choice below 16
     assert tensor.shape == (15, 3, 8, 8)
     assert made.artifact.methods[0].inputs[0].shape == ("batch", 3, 8, 8)
+    assert made.artifact.options["max_batch"] == 15
     assert any("batch is at most 15, not 16" in note for note in made.artifact.notes)
 
 

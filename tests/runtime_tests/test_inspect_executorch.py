@@ -80,8 +80,9 @@ def test_each_operator_has_the_models_address_and_a_place() -> None:
     assert 0.9 < found.compile["delegated_share"] < 1.0
 
 
-def test_a_dynamic_batch_counts_no_bookkeeping_as_an_operator() -> None:
+def test_a_dynamic_batch_counts_one_sample_and_no_bookkeeping_as_an_operator() -> None:
     found = structure(written(SmallCNN, dynamic=True))
+    assert found.macs == structure(written(SmallCNN)).macs
     assert not any(row.operator.startswith("executorch_prim") for row in found.operators)
     assert found.compile["delegated_share"] == 1.0
     assert found.compile["kernels"]["outside"]  # but they are counted
