@@ -110,7 +110,7 @@ def resolve(
     _check_lengths(job, calibration, "calibration data")
     _check_lengths(job, evaluation, "evaluation data")
     hashes = {**_hashes(job, (*targets, *stand_ins), evaluation), **fused.hashes}
-    tools = tool_versions()
+    tools = tool_versions() | _compilers((*targets, *stand_ins))
     machine = {"vnni": str(_has_vnni()).lower()}
     if lock is not None:
         warnings += _against_lock(lock, hashes, tools)
@@ -313,6 +313,16 @@ def tool_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def _compilers(targets: tuple[Target, ...]) -> dict[str, str]:
+    """Return the versions of compilers whose output is part of the bundle."""
+    if all(target.format != "qnn" for target in targets):
+        return {}
+    from edgeopt.exporters import hexagon
+
+    name = "onnxruntime-qnn"
+    return {name: hexagon.tool_versions().get(name, "not installed")}
 
 
 def _has_vnni() -> bool:

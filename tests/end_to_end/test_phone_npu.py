@@ -67,6 +67,7 @@ def test_the_manifest_tells_an_app_what_to_feed(built: BuildOutcome) -> None:
     assert taken["pixels"] == {"mean": [0.5], "std": [0.5], "layout": "NHWC"}
     assert (given["name"], given["dtype"]) == ("logits", "uint8")
     assert given["quantization"]["scale"] > 0
+    assert manifest["tools"]["onnxruntime-qnn"] == artifact["tools"]["onnxruntime-qnn"]
     with np.load(built.bundle_path / "golden" / "qnn.npz", allow_pickle=False) as golden:
         kinds = {name: golden[name].dtype for name in golden.files}
     assert set(kinds.values()) == {np.dtype(np.uint8)}

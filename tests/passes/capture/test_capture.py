@@ -267,3 +267,16 @@ def test_control_flow_in_the_graph_is_refused_with_its_module() -> None:
 def test_a_model_that_does_not_run_is_a_pass_error_with_its_reason() -> None:
     with pytest.raises(PassError, match=r"^capture: the model does not run on the example before"):
         capture(wrapped(lambda self, x: self.layer(x)), normal(2, 5))
+
+
+def test_a_slice_of_the_whole_axis_is_dropped() -> None:
+    class Tokens(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, 1:, ::2] + x[:, :-1, 0:8:2]
+
+    x = normal(2, 4, 8)
+    state = run(Tokens().eval(), context(x), "capture")
+    exported = state.carrier_programs["forward"]
+    kept = [n.args[1] for n in exported.graph.nodes if edges.operator_name(n) == "slice"]
+    assert kept == [1, 2, 1, 2]  # those of the batch are gone, those with a step stay
+    assert torch.equal(program.run(exported, (x,), {}), Tokens()(x))
