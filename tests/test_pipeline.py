@@ -204,7 +204,7 @@ def test_each_pass_leaves_a_record() -> None:
     state = run(seeded(SmallCNN), context(X), *QUANTIZE)
     assert [r.name for r in state.history] == list(QUANTIZE)
     plan, quantize = state.history[1], state.history[3]
-    assert plan.config == {"weight_bits": 0, "keep_float": []}
+    assert plan.config == {"weight_bits": 0, "activation_bits": 0, "keep_float": []}
     assert plan.drift_db == float("inf")
     assert quantize.drift_db is not None
     assert quantize.drift_db < 100
