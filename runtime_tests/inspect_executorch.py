@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ from edgeopt.exporters.executorch_file import (
     XnnNode,
     read_file,
 )
-from edgeopt.results import MemoryResult, OperatorRow, ProofResult, SizeRow
+from edgeopt.results import MemoryResult, OperatorRow, ProofResult
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 from edgeopt.target import Target
@@ -155,16 +155,10 @@ class ExecuTorchInspector(Inspector):
 
         return ExecuTorchTensors(folder / artifact.model_file.path, artifact)
 
-    def sizes(self, folder: Path, artifact: Artifact) -> tuple[SizeRow, ...]:
+    def stored(self, path: Path) -> Iterable[tuple[str, str, int]]:
         from edgeopt.exporters.executorch_tensors import stored_tensors
 
-        stored = {
-            entry.name: fqn for fqn, entry in sorted(artifact.tensor_map.items(), reverse=True)
-        }
-        return tuple(
-            SizeRow(artifact.name, stored.get(name, name), dtype, size)
-            for name, dtype, size in stored_tensors(folder / artifact.model_file.path)
-        )
+        return stored_tensors(path)
 
     def prove(
         self,

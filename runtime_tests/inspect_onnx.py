@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from edgeopt.artifact import Artifact
 from edgeopt.contracts import FileTensors
 from edgeopt.errors import ExportError, RuntimeUnavailable
-from edgeopt.results import MemoryResult, ProofResult, SizeRow
+from edgeopt.results import MemoryResult, ProofResult
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 from edgeopt.target import Target
@@ -68,16 +68,10 @@ class OnnxInspector(Inspector):
 
         return OnnxTensors(folder / artifact.model_file.path, artifact)
 
-    def sizes(self, folder: Path, artifact: Artifact) -> tuple[SizeRow, ...]:
+    def stored(self, path: Path) -> Iterable[tuple[str, str, int]]:
         from edgeopt.exporters.onnx_tensors import stored_tensors
 
-        stored = {
-            entry.name: fqn for fqn, entry in sorted(artifact.tensor_map.items(), reverse=True)
-        }
-        return tuple(
-            SizeRow(artifact.name, stored.get(name, name), dtype, size)
-            for name, dtype, size in stored_tensors(folder / artifact.model_file.path)
-        )
+        return stored_tensors(path)
 
     def prove(
         self,

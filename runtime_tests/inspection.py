@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,8 +83,17 @@ class Inspector(abc.ABC):
         """Open the file's weights for `Contract.check_file`."""
 
     @abc.abstractmethod
+    def stored(self, path: Path) -> Iterable[tuple[str, str, int]]:
+        """Return (name, type, bytes) of each tensor that a model file stores, in its order."""
+
     def sizes(self, folder: Path, artifact: Artifact) -> tuple[SizeRow, ...]:
         """Return the bytes of each stored tensor, by the model's FQN where it has one."""
+        mapped = sorted(artifact.tensor_map.items(), reverse=True)
+        fqn_of = {entry.name: fqn for fqn, entry in mapped}
+        return tuple(
+            SizeRow(artifact.name, fqn_of.get(name, name), dtype, size)
+            for name, dtype, size in self.stored(folder / artifact.model_file.path)
+        )
 
     def prove(
         self,
