@@ -158,6 +158,11 @@ class ProgramEditor:
         self._fqn_of = tensor_names(program)  # placeholder name -> FQN
         self._fake_mode = _fake_mode(program.graph)
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Placeholder name -> FQN, of the copy's tensors."""
+        return self._fqn_of
+
     def placeholder(self, fqn: str) -> Node:
         """Return the placeholder of a tensor by its FQN."""
         for node in self.graph.nodes:

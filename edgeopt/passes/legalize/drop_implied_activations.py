@@ -6,15 +6,14 @@ import dataclasses
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import program
 from edgeopt.dialect import QUANTIZE
-from edgeopt.edges import operator_name, require_site
+from edgeopt.edges import operator_name
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.reading import QuantNode, read
+from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 
 
@@ -41,30 +40,21 @@ class DropImpliedActivations(Pass[DropImpliedActivationsConfig]):
     to_phase = Phase.QUANTIZED
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        programs: dict[str, ExportedProgram] = {}
-        changes: dict[str, str] = {}
-        skipped: dict[str, str] = {}
-        for method, exported in state.carrier_programs.items():
-            editor = ProgramEditor(exported)
-            table, names = editor.table, program.tensor_names(exported)
-            done = 0
-            for node in list(editor.graph.nodes):
-                bounds = _bounds(node)
-                if bounds is None:
-                    continue
-                readers = [read(user, table, names) for user in node.users]
-                reason = _needed(readers, bounds)
-                if reason:
-                    skipped[require_site(node).address] = reason
-                    continue
-                source = node.args[0]
-                assert isinstance(source, Node)
-                node.replace_all_uses_with(source)
-                editor.graph.erase_node(node)
-                changes[require_site(node).address] = "the codes behind it end where it does"
-                done += 1
-            programs[method] = editor.finish() if done else exported
-        return PassResult(state.with_programs(programs), changes, skipped)
+        return rewrite_operators(state, _rewrite)
+
+
+def _rewrite(editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
+    bounds = _bounds(node)
+    if bounds is None:
+        return None
+    readers = [read(user, editor.table, editor.names) for user in node.users]
+    if reason := _needed(readers, bounds):
+        return Left(reason)
+    source = node.args[0]
+    assert isinstance(source, Node)
+    node.replace_all_uses_with(source)
+    editor.graph.erase_node(node)
+    return Rewritten("the codes behind it end where it does")
 
 
 def _bounds(node: Node) -> tuple[float, float] | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import program
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.edges import operator_name, require_site
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.reading import QuantNode, read
+from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 
 _PRODUCTS = frozenset({"matmul", "bmm"})
@@ -44,24 +43,18 @@ class SignedSecondOperands(Pass[SignedSecondOperandsConfig]):
     to_phase = Phase.QUANTIZED
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        programs: dict[str, ExportedProgram] = {}
-        changes: dict[str, str] = {}
-        for method, exported in state.carrier_programs.items():
-            editor = ProgramEditor(exported)
-            table, names = program.tensors(exported), program.tensor_names(exported)
-            done = 0
-            for node in list(editor.graph.nodes):
-                if node.op != "call_function" or operator_name(node) not in _PRODUCTS:
-                    continue
-                operand = node.args[1]
-                found = read(operand, table, names) if isinstance(operand, Node) else None
-                if found is None or found.codes_dtype != "uint16":
-                    continue
-                node.update_arg(1, _signed(editor, node, found))
-                changes[require_site(node).address] = "second operand as int16, zero point 0"
-                done += 1
-            programs[method] = editor.finish() if done else exported
-        return PassResult(state.with_programs(programs), changes)
+        return rewrite_operators(state, _rewrite)
+
+
+def _rewrite(editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
+    if operator_name(node) not in _PRODUCTS:
+        return None
+    operand = node.args[1]
+    found = read(operand, editor.table, editor.names) if isinstance(operand, Node) else None
+    if found is None or found.codes_dtype != "uint16":
+        return None
+    node.update_arg(1, _signed(editor, node, found))
+    return Rewritten("second operand as int16, zero point 0")
 
 
 def _signed(editor: ProgramEditor, product: Node, operand: QuantNode) -> Node:

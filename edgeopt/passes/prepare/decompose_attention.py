@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt.edges import require_site
 from edgeopt.errors import ConfigError
 from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
+from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 
 _ATEN = torch.ops.aten
@@ -61,26 +60,18 @@ class DecomposeAttention(Pass[DecomposeAttentionConfig]):
     effect = Effect.EQUIVALENT
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        programs: dict[str, ExportedProgram] = {}
-        changes: dict[str, str] = {}
-        skipped: dict[str, str] = {}
-        for method, exported in state.carrier_programs.items():
-            editor = ProgramEditor(exported)
-            masks: dict[tuple[int, int], Node] = {}
-            done = 0
-            for node in list(editor.graph.nodes):
-                if not is_attention(node):
-                    continue
-                call = AttentionCall.of(node)
-                if reason := _unsupported(call):
-                    skipped[require_site(node).address] = reason
-                    continue
-                changes[require_site(node).address] = "products and a softmax" + _told(call)
-                node.replace_all_uses_with(_Writer(editor, call, self.config.masked, masks).write())
-                editor.graph.erase_node(node)
-                done += 1
-            programs[method] = editor.finish() if done else exported
-        return PassResult(state.with_programs(programs), changes, skipped)
+        return rewrite_operators(state, self._rewrite)
+
+    def _rewrite(self, editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
+        if not is_attention(node):
+            return None
+        call = AttentionCall.of(node)
+        if reason := _unsupported(call):
+            return Left(reason)
+        told = _told(call)
+        node.replace_all_uses_with(_Writer(editor, call, self.config.masked).write())
+        editor.graph.erase_node(node)
+        return Rewritten(f"products and a softmax{told}")
 
 
 def _unsupported(call: AttentionCall) -> str:
@@ -102,17 +93,10 @@ def _told(call: AttentionCall) -> str:
 class _Writer:
     """Insert the operators of one call before it."""
 
-    def __init__(
-        self,
-        editor: ProgramEditor,
-        call: AttentionCall,
-        masked: float,
-        masks: dict[tuple[int, int], Node],
-    ) -> None:
+    def __init__(self, editor: ProgramEditor, call: AttentionCall, masked: float) -> None:
         self._editor = editor
         self._call = call
         self._masked = masked
-        self._masks = masks
 
     def write(self) -> Node:
         call = self._call
@@ -171,11 +155,12 @@ class _Writer:
         return self._editor.add_buffer(name, stored.clamp(min=self._masked))
 
     def _causal(self, queries: int, keys: int) -> Node:
-        if (queries, keys) not in self._masks:
-            kept = torch.ones(queries, keys, dtype=torch.bool).tril()
-            name = f"causal_mask_{queries}x{keys}"
-            self._masks[queries, keys] = self._editor.add_buffer(name, self._additive(kept))
-        return self._masks[queries, keys]
+        name = f"causal_mask_{queries}x{keys}"
+        mask = self._additive(torch.ones(queries, keys, dtype=torch.bool).tril())
+        written = self._editor.table.get(name)
+        if written is not None and torch.equal(written, mask):
+            return self._editor.placeholder(name)
+        return self._editor.add_buffer(name, mask)
 
     def _additive(self, kept: Tensor) -> Tensor:
         """Return 0 where a position is kept, and `masked` where it is not."""

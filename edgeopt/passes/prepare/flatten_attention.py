@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt import edges
-from edgeopt.edges import operator_name, require_site
+from edgeopt.edges import operator_name
 from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
+from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 
 _ATEN = torch.ops.aten
@@ -55,29 +55,17 @@ class FlattenAttention(Pass[FlattenAttentionConfig]):
     to_phase = Phase.FLOAT
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        programs: dict[str, ExportedProgram] = {}
-        changes: dict[str, str] = {}
-        skipped: dict[str, str] = {}
-        for method, exported in state.carrier_programs.items():
-            programs[method] = _rewrite(exported, changes, skipped)
-        if not changes:
-            programs = dict(state.carrier_programs)
-        return PassResult(state.with_programs(programs), changes, skipped)
+        return rewrite_operators(state, _rewrite)
 
 
-def _rewrite(
-    exported: ExportedProgram, changes: dict[str, str], skipped: dict[str, str]
-) -> ExportedProgram:
-    editor = ProgramEditor(exported)
-    for node in [n for n in editor.graph.nodes if is_attention(n)]:
-        address = require_site(node).address
-        call = AttentionCall.of(node)
-        if reason := _unsupported(call, editor):
-            skipped[address] = reason
-            continue
-        _Writer(editor, call).write()
-        changes[address] = "written as product, softmax, product"
-    return editor.finish()
+def _rewrite(editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
+    if not is_attention(node):
+        return None
+    call = AttentionCall.of(node)
+    if reason := _unsupported(call, editor):
+        return Left(reason)
+    _Writer(editor, call).write()
+    return Rewritten("written as product, softmax, product")
 
 
 def _unsupported(call: AttentionCall, editor: ProgramEditor) -> str:

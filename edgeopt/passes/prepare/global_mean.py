@@ -7,12 +7,12 @@ import math
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt.edges import operator_name, require_site
+from edgeopt.edges import operator_name
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
+from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 
 _ATEN = torch.ops.aten
@@ -45,29 +45,17 @@ class GlobalMean(Pass[GlobalMeanConfig]):
     to_phase = Phase.FLOAT
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        programs: dict[str, ExportedProgram] = {}
-        changes: dict[str, str] = {}
-        skipped: dict[str, str] = {}
-        for method, exported in state.carrier_programs.items():
-            editor = ProgramEditor(exported)
-            for node in list(editor.graph.nodes):
-                if node.op != "call_function":
-                    continue
-                if operator_name(node) not in ("mean", "adaptive_avg_pool2d"):
-                    continue
-                if _is_pool(node):
-                    continue  # it has the form already
-                address = require_site(node).address
-                found = _reduced(node)
-                if isinstance(found, str):
-                    skipped[address] = found
-                    continue
-                _write(editor, node, found)
-                changes[address] = "written as a global average pool"
-            programs[method] = editor.finish()
-        if not changes:
-            programs = dict(state.carrier_programs)
-        return PassResult(state.with_programs(programs), changes, skipped)
+        return rewrite_operators(state, _rewrite)
+
+
+def _rewrite(editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
+    if operator_name(node) not in ("mean", "adaptive_avg_pool2d") or _is_pool(node):
+        return None
+    found = _reduced(node)
+    if isinstance(found, str):
+        return Left(found)
+    _write(editor, node, found)
+    return Rewritten("written as a global average pool")
 
 
 def _is_pool(node: Node) -> bool:

@@ -7,12 +7,12 @@ import operator
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt.edges import operator_name, require_site
+from edgeopt.edges import operator_name
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
+from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 
 _SPLITS = frozenset(
@@ -41,23 +41,14 @@ class SliceSplits(Pass[SliceSplitsConfig]):
     effect = Effect.EQUIVALENT
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        programs: dict[str, ExportedProgram] = {}
-        changes: dict[str, str] = {}
-        skipped: dict[str, str] = {}
-        for method, exported in state.carrier_programs.items():
-            editor = ProgramEditor(exported)
-            done = 0
-            for node in list(editor.graph.nodes):
-                if node.op != "call_function" or operator_name(node) not in _SPLITS:
-                    continue
-                if reason := _unsupported(node):
-                    skipped[require_site(node).address] = reason
-                    continue
-                parts = _write(editor, node)
-                changes[require_site(node).address] = f"{parts} slices"
-                done += 1
-            programs[method] = editor.finish() if done else exported
-        return PassResult(state.with_programs(programs), changes, skipped)
+        return rewrite_operators(state, _rewrite)
+
+
+def _rewrite(editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
+    if operator_name(node) not in _SPLITS:
+        return None
+    reason = _unsupported(node)
+    return Left(reason) if reason else Rewritten(f"{_write(editor, node)} slices")
 
 
 def _unsupported(node: Node) -> str:

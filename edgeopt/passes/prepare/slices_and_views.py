@@ -6,12 +6,12 @@ import dataclasses
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt.edges import operator_name, require_site
+from edgeopt.edges import operator_name
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
+from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 
 _ATEN = torch.ops.aten
@@ -44,30 +44,18 @@ class SlicesAndViews(Pass[SlicesAndViewsConfig]):
     to_phase = Phase.FLOAT
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        programs: dict[str, ExportedProgram] = {}
-        changes: dict[str, str] = {}
-        skipped: dict[str, str] = {}
-        for method, exported in state.carrier_programs.items():
-            editor = ProgramEditor(exported)
-            for node in list(editor.graph.nodes):
-                if node.op != "call_function":
-                    continue
-                name = operator_name(node)
-                if name == "select":
-                    reason = _select(editor, node)
-                elif name in _RESHAPES:
-                    reason = _reshape(editor, node)
-                else:
-                    continue
-                address = require_site(node).address
-                if reason:
-                    skipped[address] = reason
-                else:
-                    changes[address] = f"{name} written as slices and views"
-            programs[method] = editor.finish()
-        if not changes:
-            programs = dict(state.carrier_programs)
-        return PassResult(state.with_programs(programs), changes, skipped)
+        return rewrite_operators(state, _rewrite)
+
+
+def _rewrite(editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
+    name = operator_name(node)
+    if name == "select":
+        reason = _select(editor, node)
+    elif name in _RESHAPES:
+        reason = _reshape(editor, node)
+    else:
+        return None
+    return Left(reason) if reason else Rewritten(f"{name} written as slices and views")
 
 
 def _select(editor: ProgramEditor, node: Node) -> str:

@@ -6,12 +6,12 @@ import dataclasses
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt.edges import operator_name, require_site
 from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
+from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 
 _BINARY = frozenset({"add", "sub", "mul", "div", "rsub"})
@@ -38,24 +38,17 @@ class TensorScalars(Pass[TensorScalarsConfig]):
     effect = Effect.EQUIVALENT
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
-        programs: dict[str, ExportedProgram] = {}
-        changes: dict[str, str] = {}
-        skipped: dict[str, str] = {}
-        for method, exported in state.carrier_programs.items():
-            editor = ProgramEditor(exported)
-            done = 0
-            for node in list(editor.graph.nodes):
-                number = _number(node)
-                if number is None:
-                    continue
-                if reason := _unsupported(node):
-                    skipped[require_site(node).address] = reason
-                    continue
-                _write(editor, node, number)
-                changes[require_site(node).address] = f"{number:g} as a tensor"
-                done += 1
-            programs[method] = editor.finish() if done else exported
-        return PassResult(state.with_programs(programs), changes, skipped)
+        return rewrite_operators(state, _rewrite)
+
+
+def _rewrite(editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
+    number = _number(node)
+    if number is None:
+        return None
+    if reason := _unsupported(node):
+        return Left(reason)
+    _write(editor, node, number)
+    return Rewritten(f"{number:g} as a tensor")
 
 
 def _number(node: Node) -> float | None:
