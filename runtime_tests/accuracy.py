@@ -33,7 +33,7 @@ class ReferenceOutputs:
 
     Attributes:
         samples: What is judged.
-        batch: Samples a call of the reference.
+        batch: Samples a batch; the reference may take them in smaller pieces.
     """
 
     def __init__(
@@ -56,15 +56,30 @@ class ReferenceOutputs:
             if position < len(self._kept):
                 yield batch, self._kept[position]
                 continue
-            outputs = [
-                value.detach().cpu().to(torch.float32).numpy()
-                for value in self._reference.outputs(Batch(batch.args, batch.kwargs))
-            ]
+            outputs = self._computed(batch)
             size = sum(value.nbytes for value in outputs)
             if position == len(self._kept) and size <= self._room:
                 self._kept.append(outputs)
                 self._room -= size
             yield batch, outputs
+
+    def _computed(self, batch: LabelledBatch) -> list[Array]:
+        """Run the reference, in pieces that stay in cache where every output has a row a sample."""
+        step = max(2, batch.cached_size)
+        if step >= batch.size:
+            return self._call(batch)
+        pieces = [self._call(batch.part(0, step))]
+        if any(not value.ndim or len(value) != step for value in pieces[0]):
+            return self._call(batch)
+        for start in range(step, batch.size, step):
+            pieces.append(self._call(batch.part(start, start + step)))
+        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+
+    def _call(self, batch: LabelledBatch) -> list[Array]:
+        return [
+            value.detach().cpu().to(torch.float32).numpy()
+            for value in self._reference.outputs(Batch(batch.args, batch.kwargs))
+        ]
 
 
 def judge(

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 OFF = ("", "0", "false")
 
+# Before torch comes: workers that each start a thread for every core stand in each other's way.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+
 _kept: list[Any] = []  # a torch library lives as long as its object
 
 

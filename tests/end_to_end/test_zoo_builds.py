@@ -14,6 +14,9 @@ from edgeopt.files import sha256
 from edgeopt.results import Verdict
 from edgeopt.runtime_tests.tensorrt_rtx import unavailable
 
+SMALL = f"{Path(__file__).resolve().parents[1] / 'factories' / 'small_cnn.py'}:load"
+"""Where the options of a build are tested, and any model will do."""
+
 
 def _build(model: str, profile: str, out: Path, **options: object) -> BuildOutcome:
     return run_build(
@@ -21,9 +24,28 @@ def _build(model: str, profile: str, out: Path, **options: object) -> BuildOutco
     )
 
 
-@pytest.fixture(scope="module", params=["vit", "mobilenet"])
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuildOutcome:
-    return _build(f"zoo:{request.param}", "host", tmp_path_factory.mktemp(request.param) / "bundle")
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> BuildOutcome:
+    return _build("zoo:vit", "host", tmp_path_factory.mktemp("vit") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> BuildOutcome:
+    return _build("zoo:mobilenet", "host", tmp_path_factory.mktemp("mobilenet") / "bundle")
+
+
+@pytest.fixture(params=["vit", "mobilenet"])
+def host(request: pytest.FixtureRequest) -> BuildOutcome:
+    outcome: BuildOutcome = request.getfixturevalue(request.param)
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def orin(tmp_path_factory: pytest.TempPathFactory) -> BuildOutcome:
+    return _build(
+        SMALL, "orin", tmp_path_factory.mktemp("orin") / "bundle", drift=False,
+        limits=("latency_p50_ms<=1",),
+    )  # fmt: skip
 
 
 def test_static_int8_loses_at_most_one_point_and_agrees(host: BuildOutcome) -> None:
@@ -120,14 +142,13 @@ def _hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def test_two_builds_of_one_lock_give_the_same_bytes(tmp_path: Path) -> None:
-    first = _build("zoo:mobilenet", "orin", tmp_path / "first", drift=False, eval_samples=50)
-    options = options_from_lock(first.bundle_path / "edgeopt.lock", tmp_path / "second")
+def test_two_builds_of_one_lock_give_the_same_bytes(orin: BuildOutcome, tmp_path: Path) -> None:
+    options = options_from_lock(orin.bundle_path / "edgeopt.lock", tmp_path / "second")
     import dataclasses
 
-    second = run_build(dataclasses.replace(options, latency=False, drift=False, eval_samples=50))
-    assert _hashes(first.bundle_path) == _hashes(second.bundle_path)
-    assert len(_hashes(first.bundle_path)) > 10
+    second = run_build(dataclasses.replace(options, latency=False, drift=False))
+    assert _hashes(orin.bundle_path) == _hashes(second.bundle_path)
+    assert len(_hashes(orin.bundle_path)) > 10
 
 
 @pytest.mark.parametrize("model", ["vit", "mobilenet"])
@@ -163,31 +184,24 @@ def test_orin_keeps_2_4_through_the_exported_file(tmp_path: Path) -> None:
     assert accuracy.drop <= 1.5
 
 
-def test_a_latency_limit_for_another_device_is_not_measured(tmp_path: Path) -> None:
-    outcome = _build(
-        "zoo:mobilenet", "orin", tmp_path / "b", drift=False, limits=("latency_p50_ms<=1",),
-        eval_samples=20, formats=("tensorrt",),
-    )  # fmt: skip
-    (limit,) = [x for x in outcome.report.limits if x.name == "latency_p50_ms"]
+def test_a_latency_limit_for_another_device_is_not_measured(orin: BuildOutcome) -> None:
+    (limit,) = [x for x in orin.report.limits if x.name == "latency_p50_ms"]
     assert limit.verdict is Verdict.NOT_MEASURED
     assert "build_engine.py" in limit.reason
-    assert outcome.report.verdict is Verdict.NOT_MEASURED
+    assert orin.report.verdict is Verdict.NOT_MEASURED
 
 
 def test_a_stand_in_alone_gives_no_verdict(tmp_path: Path) -> None:
-    outcome = _build(
-        "zoo:mobilenet", "orin", tmp_path / "b", drift=False, formats=("onnx",), eval_samples=20
-    )
+    outcome = _build(SMALL, "orin", tmp_path / "b", drift=False, formats=("onnx",))
     assert {x.verdict for x in outcome.report.limits} == {Verdict.NOT_MEASURED}
 
 
-def test_keeping_the_worst_layer_float_raises_the_snr(tmp_path: Path) -> None:
-    plain = _build("zoo:mobilenet", "host", tmp_path / "a", eval_samples=100)
-    worst = plain.report.drift[0].site
-    better = _build(
-        "zoo:mobilenet", "host", tmp_path / "b", eval_samples=100, keep_float=(worst,), drift=False
-    )
-    before, after = plain.report.accuracy[0].snr_db, better.report.accuracy[0].snr_db
+def test_keeping_the_worst_layer_float_raises_the_snr(
+    mobilenet: BuildOutcome, tmp_path: Path
+) -> None:
+    worst = mobilenet.report.drift[0].site
+    better = _build("zoo:mobilenet", "host", tmp_path / "b", keep_float=(worst,), drift=False)
+    before, after = mobilenet.report.accuracy[0].snr_db, better.report.accuracy[0].snr_db
     assert before is not None
     assert after is not None
     assert after > before
@@ -197,9 +211,7 @@ def test_keeping_the_worst_layer_float_raises_the_snr(tmp_path: Path) -> None:
 
 
 def test_a_dynamic_batch_runs_at_any_size(tmp_path: Path) -> None:
-    outcome = _build(
-        "zoo:mobilenet", "host", tmp_path / "b", drift=False, dynamic=("batch",), eval_samples=50
-    )
+    outcome = _build(SMALL, "host", tmp_path / "b", drift=False, dynamic=("batch",))
     method = outcome.bundle.manifest.artifacts[0].methods[0]
     assert isinstance(method.inputs[0].shape[0], str)
     assert outcome.report.accuracy[0].agreement == 100.0
@@ -222,12 +234,10 @@ def test_the_users_module_and_an_older_bundle_survive_a_failed_build(tmp_path: P
     from edgeopt.models import load_model
     from edgeopt.reference import digest
 
-    loaded = load_model("zoo:mobilenet")
+    loaded = load_model(SMALL)
     before = digest(loaded.module)
     out = tmp_path / "bundle"
-    options = BuildOptions(
-        model=loaded, profile="host", out=out, latency=False, drift=False, eval_samples=20
-    )
+    options = BuildOptions(model=loaded, profile="host", out=out, latency=False, drift=False)
     run_build(options)
     kept = _hashes(out)
     import dataclasses

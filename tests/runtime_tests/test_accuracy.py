@@ -371,3 +371,27 @@ def test_real_pictures_are_judged_through_a_fixed_batch(assets: Path) -> None:
     assert result.snr_db > 100
     assert (result.drop, result.agreement) == (0.0, 100.0)
     assert result.reference > 66
+
+
+class Rows(nn.Module):
+    """Says how many samples each call brought."""
+
+    def __init__(self, *, summed: bool = False) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+        self.summed = summed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(x))
+        return x.sum((1, 2)) if not self.summed else x.sum()[None]
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_large_samples_go_to_the_reference_in_small_batches(summed: bool) -> None:
+    pictures = np.random.default_rng(0).normal(size=(7, 500, 500)).astype(np.float32)
+    samples = as_samples(pictures, example=Batch((torch.zeros(2, 500, 500),)))
+    reference = FloatReference(Rows(summed=summed))
+    (pair,) = ReferenceOutputs(reference, samples).pairs()
+    assert reference.module.calls == ([2, 7] if summed else [2, 2, 2, 1])
+    want = reference.outputs(Batch((torch.from_numpy(pictures),)))[0]
+    np.testing.assert_allclose(pair[1][0], want.numpy(), rtol=1e-4, atol=1e-2)
