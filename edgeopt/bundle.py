@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from edgeopt.artifact import SCHEMA_VERSION, FileEntry, Manifest
 from edgeopt.errors import BundleError
 from edgeopt.files import inside, read_json, sha256, to_json, write_text
 from edgeopt.results import BuildReport, Check
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 MANIFEST = "manifest.json"
 REPORT = "report.json"
@@ -200,3 +203,15 @@ def read_contracts(bundle: Bundle, plan_name: str) -> tuple[Any, ...]:
     if not isinstance(rows, list):
         raise BundleError(f"{path}: is no list of contracts")
     return from_json(rows)
+
+
+def read_programs(bundle: Bundle, plan_name: str) -> dict[str, ExportedProgram]:
+    """Read the programs of one plan, by method; none where the bundle was stripped of them.
+
+    Raises:
+        ModelError: If one is damaged, or holds what could run.
+    """
+    from edgeopt.saved_programs import read_program
+
+    folder = bundle.path / "state" / plan_name
+    return {path.stem: read_program(path) for path in sorted(folder.glob("*.pt2"))}

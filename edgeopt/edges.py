@@ -58,6 +58,12 @@ class Site:
         """`FQN:op#index`, without a port."""
         return f"{self.fqn}:{self.op}#{self.index}"
 
+    @property
+    def stem(self) -> str:
+        """`FQN.op_index`, to name buffers made for it; without `/`, which no tensor's name has."""
+        place = f"{self.op.replace('/', '_')}_{self.index}"
+        return f"{self.fqn}.{place}" if self.fqn else place
+
 
 def owner(node: Node) -> str:
     """Return the FQN of the module whose forward made `node`; empty for the root."""

@@ -52,6 +52,9 @@ _TARGET = re.compile(
     r"|_operator\.(getitem|add|sub|mul|neg|pos|floordiv|truediv|mod|pow|eq|ne|lt|le|gt|ge|and_|or_"
     r"|not_)"
 )
+_DIALECT = frozenset(
+    f"torch.ops.edgeopt.{name}.default" for name in ("quantize", "dequantize", "lookup")
+)
 _REFUSED_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|_print|save|load)\b.*")
 
 _EXPRESSIONS = frozenset(
@@ -110,8 +113,12 @@ _MAX_EXPONENT = 16
 _TREES = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 
 
-def clean_archive(path: Path) -> io.BytesIO:
+def clean_archive(path: Path, *, dialect: bool = False) -> io.BytesIO:
     """Return a new archive of what was checked, for `torch.export.load`.
+
+    Args:
+        path: The file.
+        dialect: Also take edgeopt's operators and sites, which the programs of a bundle have.
 
     Raises:
         ModelError: If the file is missing, damaged, of another layout, or holds what could run.
@@ -120,15 +127,20 @@ def clean_archive(path: Path) -> io.BytesIO:
     configs = {folder: _json(members, name, path) for folder, name in CONFIGS.items()}
     model = _json(members, MODEL, path)
     try:
-        return _archive(_checked(members, model, configs, path))
+        return _archive(_checked(members, model, configs, path, dialect=dialect))
     except RecursionError:
         raise ModelError(f"{path}: its graph or its lists nest too deep") from None
 
 
 def _checked(
-    members: Mapping[str, bytes], model: Any, configs: Mapping[str, Any], path: Path
+    members: Mapping[str, bytes],
+    model: Any,
+    configs: Mapping[str, Any],
+    path: Path,
+    *,
+    dialect: bool,
 ) -> dict[str, bytes]:
-    _check_model(model, path)
+    _check_model(model, path, dialect=dialect)
     written: dict[str, bytes] = {MODEL: json.dumps(model).encode()}
     for folder, config in configs.items():
         for payload in _payloads(config, path):
@@ -266,16 +278,16 @@ def _archive(members: Mapping[str, bytes]) -> io.BytesIO:
 # --- the graph -----------------------------------------------------------------------------------
 
 
-def _check_model(model: Any, path: Path) -> None:
+def _check_model(model: Any, path: Path, *, dialect: bool) -> None:
     """Check every string of the graph, and drop what only debugging reads."""
     if not isinstance(model, dict) or not isinstance(model.get("graph_module"), dict):
         raise ModelError(f"{path}: {MODEL} is damaged")
-    _check_strings(model, path)
+    _check_strings(model, path, dialect=dialect)
     model["guards_code"] = []  # Python source, which `module()` would execute
     model["torch_version"] = ""
 
 
-def _check_strings(value: Any, path: Path, key: str = "") -> None:
+def _check_strings(value: Any, path: Path, key: str = "", *, dialect: bool = False) -> None:
     if isinstance(value, dict):
         for name, inner in list(value.items()):
             if not _WORD.fullmatch(name):
@@ -283,12 +295,12 @@ def _check_strings(value: Any, path: Path, key: str = "") -> None:
             if name in _CODE_OBJECTS or (name == "custom_obj_values" and inner):
                 raise ModelError(f"{path}: holds an object that is no tensor; refused")
             if name == "metadata":
-                value[name] = _metadata(inner)
+                value[name] = _metadata(inner) | (_site(inner) if dialect else {})
             elif name not in _DROPPED:
-                _check_strings(inner, path, name)
+                _check_strings(inner, path, name, dialect=dialect)
     elif isinstance(value, list):
         for inner in value:
-            _check_strings(inner, path, key)
+            _check_strings(inner, path, key, dialect=dialect)
     elif isinstance(value, str) and key not in _FREE_TEXT:
         checks: dict[str, Callable[[str], str | None]] = {
             "expr_str": _wrong_expression,
@@ -298,6 +310,8 @@ def _check_strings(value: Any, path: Path, key: str = "") -> None:
             "as_operator": _wrong_target,
         }
         problem = checks.get(key, _wrong_word)(value)
+        if dialect and key == "target" and value in _DIALECT:
+            return
         if problem:
             raise ModelError(f"{path}: {problem}")
 
@@ -307,6 +321,19 @@ def _metadata(value: Any) -> dict[str, str]:
     stack = value.get("nn_module_stack") if isinstance(value, dict) else None
     plain = isinstance(stack, str) and re.fullmatch(r"[\w.@,;()\[\]<>*' -]*", stack)
     return {"nn_module_stack": str(stack)} if plain else {}
+
+
+def _site(value: Any) -> dict[str, str]:
+    """Keep where an operator stood in the model: four plain fields, written anew."""
+    try:
+        given = json.loads(value["custom"])["edgeopt"]
+        words = {key: str(given[key]) for key in ("id", "fqn", "op")}
+        index = int(given["index"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    if not all(re.fullmatch(r"[\w.@/ -]*", word) for word in words.values()):
+        return {}
+    return {"custom": json.dumps({"edgeopt": {**words, "index": index}})}
 
 
 def _wrong_word(text: str) -> str | None:

@@ -60,8 +60,19 @@ def load_program(spec: str) -> LoadedModel:
     )
 
 
-def _load(path: Path) -> ExportedProgram:
-    archive = clean_archive(path)
+def read_program(path: Path) -> ExportedProgram:
+    """Read a program of a bundle's `state/`: quantized operators and sites included.
+
+    It is checked like a stranger's, since a bundle may come from one.
+
+    Raises:
+        ModelError: If the file is damaged, or holds what could run.
+    """
+    return _load(path, dialect=True)
+
+
+def _load(path: Path, *, dialect: bool = False) -> ExportedProgram:
+    archive = clean_archive(path, dialect=dialect)
     chatter = logging.getLogger("torch.export")
     was_disabled, chatter.disabled = chatter.disabled, True
     try:

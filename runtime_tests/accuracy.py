@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import queue
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,7 @@ def judge(
     reference: ReferenceOutputs,
     metric: str | Callable[..., Any] | Metric | None,
     *,
+    beside: Sequence[Run] = (),
     batch: int | None = None,
     warning: str = "",
     seed: int = 0,
@@ -103,6 +106,7 @@ def judge(
             the model's order.
         reference: The float model's outputs.
         metric: As `resolve_metric` takes it.
+        beside: The same file in more sessions, for calls side by side with `run`.
         batch: The file's fixed batch size; the last call is filled up by repeating its last
             sample. None: any size.
         warning: What else is to be said, for instance `overlap_warning`.
@@ -117,7 +121,7 @@ def judge(
     drift = _Drift()
     tally = _Tally(judged)
     for data, want in reference.pairs():
-        got = _outputs(run, data, batch, want, artifact)
+        got = _outputs((run, *beside), data, batch, want, artifact)
         drift.add(want, got)
         tally.add(want, got, data)
     notes = [warning, *drift.notes(), *tally.notes()]
@@ -193,22 +197,42 @@ def paired_interval(
     return float(low), float(high)
 
 
+def _side_by_side(
+    runs: Sequence[Run], parts: Sequence[tuple[Array, ...]], size: int
+) -> list[Sequence[Array]]:
+    """Run each part, filled up to the size, in whichever session is free; keep their order."""
+    free: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    for run in runs:
+        free.put(run)
+
+    def call(part: tuple[Array, ...]) -> Sequence[Array]:
+        missing = size - len(part[0])
+        if missing:
+            part = tuple(np.concatenate([v, np.repeat(v[-1:], missing, axis=0)]) for v in part)
+        run = free.get()
+        try:
+            return run(part)
+        finally:
+            free.put(run)
+
+    if len(runs) == 1:
+        return [call(part) for part in parts]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        return list(pool.map(call, parts))
+
+
 def _outputs(
-    run: Run, data: LabelledBatch, batch: int | None, want: Outputs, artifact: str
+    runs: Sequence[Run], data: LabelledBatch, batch: int | None, want: Outputs, artifact: str
 ) -> list[Array]:
     """Run one batch of the reference's, in calls of the file's own size."""
     inputs = tuple(value.numpy() for value in data.inputs)
     size = batch or data.size
+    starts = range(0, data.size, size)
+    parts = [tuple(value[start : start + size] for value in inputs) for start in starts]
     pieces: list[list[Array]] = []
-    for start in range(0, data.size, size):
-        part = tuple(value[start : start + size] for value in inputs)
+    for part, outputs in zip(parts, _side_by_side(runs, parts, size), strict=True):
         real = len(part[0])
-        if real < size:
-            part = tuple(
-                np.concatenate([value, np.repeat(value[-1:], size - real, axis=0)])
-                for value in part
-            )
-        found = [np.asarray(value) for value in run(part)]
+        found = [np.asarray(value) for value in outputs]
         pieces.append([v[:real] if v.ndim and len(v) == size else v for v in found])
     if len({len(piece) for piece in pieces}) != 1 or len(pieces[0]) != len(want):
         raise CheckFailed(

@@ -98,6 +98,7 @@ class ExecuTorchInspector(Inspector):
     """ExecuTorch files: their own runtime runs them, their payload tells what XNNPACK does."""
 
     format: ClassVar[str] = "executorch"
+    proof_reads_programs: ClassVar[bool] = True
 
     def runner(self) -> Runner:
         from edgeopt.runtime_tests.executorch_runner import ExecuTorchRunner

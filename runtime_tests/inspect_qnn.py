@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 """A call takes the simulator 0.05 to 3 s."""
+SIMULATORS = 4
+"""Each takes 0.2 GB and, for most of a call, one core."""
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -32,6 +34,7 @@ class QnnInspector(OnnxInspector):
     format: ClassVar[str] = "qnn"
     times_here: ClassVar[bool] = False
     sample_limit: ClassVar[int | None] = SAMPLES
+    sessions: ClassVar[int] = SIMULATORS
 
     def runner(self) -> Runner:
         from edgeopt.runtime_tests.qnn_runner import QnnRunner

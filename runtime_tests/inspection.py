@@ -49,12 +49,16 @@ class Inspector(abc.ABC):
             program elsewhere, and its latency says nothing.
         times_here: A call's duration on this machine means something (a simulator's does not).
         sample_limit: How many samples accuracy is judged on where calls are slow, or None: all.
+        proof_reads_programs: `prove` needs the programs; the file alone does not show its codes.
+        sessions: How many sessions, each a process of its own, may judge accuracy side by side.
     """
 
     format: ClassVar[str]
     stands_in: ClassVar[bool] = False
     times_here: ClassVar[bool] = True
     sample_limit: ClassVar[int | None] = None
+    proof_reads_programs: ClassVar[bool] = False
+    sessions: ClassVar[int] = 1
 
     @abc.abstractmethod
     def runner(self) -> Runner:

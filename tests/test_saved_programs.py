@@ -17,8 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from edgeopt import edges
 from edgeopt.errors import ModelError
 from edgeopt.models import load_model
+from edgeopt.program import without_traces
+from edgeopt.saved_programs import read_program
+from tests.models import QUANTIZE, SmallCNN, context, normal, run, seeded
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -396,13 +400,16 @@ ATTACKS: dict[str, tuple[Craft, str]] = {
 }
 
 
+@pytest.mark.parametrize("as_state", [False, True], ids=["model", "state"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_crafted_file_is_refused_and_runs_nothing(name: str, saved: Path, tmp_path: Path) -> None:
+def test_a_crafted_file_is_refused_and_runs_nothing(
+    name: str, as_state: bool, saved: Path, tmp_path: Path
+) -> None:
     craft, reason = ATTACKS[name]
     mark = tmp_path / "ran"
     path = craft(saved, tmp_path, mark)
     with pytest.raises(ModelError, match=reason) as caught:
-        load_model(str(path))
+        read_program(path) if as_state else load_model(str(path))
     assert "\n" not in str(caught.value)
     assert not mark.exists()
 
@@ -417,6 +424,24 @@ def test_the_same_file_runs_code_in_torch_export_load(
     with contextlib.suppress(Exception):  # it fails after the damage is done
         torch.export.load(path)
     assert mark.exists()
+
+
+def test_a_quantized_program_comes_back_as_state_and_is_no_model(tmp_path: Path) -> None:
+    x = normal(4, 3, 8, 8)
+    state = run(seeded(SmallCNN), context(x), *QUANTIZE)
+    exported = state.carrier_programs["forward"]
+    path = tmp_path / "forward.pt2"
+    torch.export.save(without_traces(exported), path)
+    with pytest.raises(ModelError, match="operator edgeopt"):
+        load_model(str(path))
+    again = read_program(path)
+    with torch.no_grad():
+        torch.testing.assert_close(again.module()(x), exported.module()(x), rtol=0, atol=0)
+    addresses = [
+        [edges.require_site(n).address for n in p.graph.nodes if n.op == "call_function"]
+        for p in (again, exported)
+    ]
+    assert addresses[0] == addresses[1]
 
 
 def test_guards_in_the_file_are_never_executed(saved: Path, tmp_path: Path) -> None:

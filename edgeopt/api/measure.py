@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,23 +85,26 @@ def accuracy(
     from edgeopt.runtime_tests.accuracy import judge
 
     inspector = inspector_for(artifact.format)
-    session = inspector.load(folder, artifact)
     runtime = inspector.runner().version()
     if inspector.stands_in:
         runtime += f" (the same program, standing in for {artifact.format})"
-    try:
+    with contextlib.ExitStack() as opened:
+        runs = []
+        for _ in range(min(inspector.sessions, os.cpu_count() or 1)):
+            session = inspector.load(folder, artifact)
+            opened.callback(session.close)
+            runs.append(caller(session, artifact))
         return judge(
             artifact.name,
             runtime,
-            caller(session, artifact),
+            runs[0],
             reference,
             metric,
+            beside=runs[1:],
             batch=static_batch(artifact) or largest_batch(artifact),
             warning=warning,
             seed=seed,
         )
-    finally:
-        session.close()
 
 
 def proof(folder: Path, written: Artifact, branch: Branch, samples: Samples) -> ProofResult | None:

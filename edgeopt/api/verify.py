@@ -11,7 +11,7 @@ import numpy as np
 from edgeopt.api import measure
 from edgeopt.api.formats import inspector_for
 from edgeopt.artifact import Artifact
-from edgeopt.bundle import Bundle, read_contracts, read_golden
+from edgeopt.bundle import Bundle, read_contracts, read_golden, read_programs
 from edgeopt.errors import BundleError, ConfigError, EdgeOptError, RuntimeUnavailable
 from edgeopt.results import Check, ContractResult, ProofResult, Verdict, VerifyResult, combine
 from edgeopt.runtime_tests.base import Arrays
@@ -133,5 +133,8 @@ def _proof(bundle: Bundle, artifact: Artifact) -> list[ProofResult]:
     if name is None or artifact.precision != "int8":
         return []
     inputs, _ = read_golden(bundle.file(name))
-    found = inspector_for(artifact.format).prove(bundle.path, artifact, inputs)
+    inspector = inspector_for(artifact.format)
+    needed = inspector.proof_reads_programs
+    programs = read_programs(bundle, _plan_folder(artifact)) if needed else None
+    found = inspector.prove(bundle.path, artifact, inputs, programs)
     return [] if found is None else [found]

@@ -63,6 +63,9 @@ def test_the_bundle_verifies_and_damage_is_found(phone: BuildOutcome, tmp_path: 
     assert result.verdict is Verdict.PASS
     assert {c.kind for c in result.contracts} == {"quantized"}
     assert all(c.holds for c in result.contracts)
+    (proof,) = result.proof  # again, by the program in `state/`
+    assert proof.exact
+    assert proof.elements == phone.report.proof[0].elements
     copy = tmp_path / "bundle"
     shutil.copytree(phone.bundle_path, copy)
     data = bytearray((copy / "executorch.pte").read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -395,3 +396,20 @@ def test_large_samples_go_to_the_reference_in_small_batches(summed: bool) -> Non
     assert reference.module.calls == ([2, 7] if summed else [2, 2, 2, 1])
     want = reference.outputs(Batch((torch.from_numpy(pictures),)))[0]
     np.testing.assert_allclose(pair[1][0], want.numpy(), rtol=1e-4, atol=1e-2)
+
+
+def test_sessions_side_by_side_keep_the_order_of_the_samples() -> None:
+    logits, labels = some_logits()
+    meeting = threading.Barrier(2, timeout=30)
+
+    def session(inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        meeting.wait()  # passes only if two calls are under way at once
+        return [inputs[0]]
+
+    count = len(logits) - len(logits) % 8
+    reference = reference_of(logits[:count], labels[:count])
+    result = judge("a", "r", session, reference, "top1", beside=[session], batch=4)
+    assert result.agreement == 100.0
+    assert result.snr_db == float("inf")
+    alone = judge("a", "r", lambda inputs: [inputs[0]], reference, "top1", batch=4)
+    assert alone == result

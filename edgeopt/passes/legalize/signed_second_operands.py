@@ -60,8 +60,7 @@ def _rewrite(editor: ProgramEditor, node: Node) -> Rewritten | Left | None:
 def _signed(editor: ProgramEditor, product: Node, operand: QuantNode) -> Node:
     scale, zero = float(operand.params.scale), int(operand.params.zero_point)
     reach = max(zero, 2**16 - 1 - zero) * scale
-    site = require_site(product)
-    base = f"{site.fqn + '.' if site.fqn else ''}{site.op.replace('/', '_')}_{site.index}_signed"
+    base = f"{require_site(product).stem}_signed"
     parameters = (
         editor.add_buffer(f"{base}_scale", torch.tensor(reach / _LARGEST, dtype=torch.float32)),
         editor.add_buffer(f"{base}_zero_point", torch.tensor(0, dtype=torch.int16)),

@@ -84,7 +84,8 @@ def _write(editor: ProgramEditor, node: Node, number: float) -> None:
         number *= _alpha(node)
     if name == "div":
         number, name = 1.0 / number, "mul"
-    constant = editor.add_buffer(_fqn(node), torch.tensor(number, dtype=node.meta["val"].dtype))
+    value = torch.tensor(number, dtype=node.meta["val"].dtype)
+    constant = editor.add_buffer(f"{require_site(node).stem}_constant", value)
     operands = (constant, x) if name == "rsub" else (x, constant)
     node.target = {
         "add": _ATEN.add.Tensor,
@@ -94,9 +95,3 @@ def _write(editor: ProgramEditor, node: Node, number: float) -> None:
     }[name]
     node.args, node.kwargs = operands, {}
     editor.infer(node)
-
-
-def _fqn(node: Node) -> str:
-    site = require_site(node)
-    operator = site.op.replace("/", "_")
-    return f"{site.fqn + '.' if site.fqn else ''}{operator}_{site.index}_constant"

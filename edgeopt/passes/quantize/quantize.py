@@ -223,7 +223,8 @@ class _Writer:
     def _quantize_value(self, row: PlannedEdge, ranges: Ranges) -> None:
         assert row.spec is not None
         node = self._node[row.edge.node]
-        scale, zero, affine = self._parameters(row, ranges, _buffer_name(node), _clamp_bound(node))
+        base = f"{edges.require_site(node).stem}_out"
+        scale, zero, affine = self._parameters(row, ranges, base, _clamp_bound(node))
         self._raw[row.edge] = list(node.users)
         self._codes[row.edge] = self._editor.call(
             QUANTIZE,
@@ -359,11 +360,6 @@ def _clamp_bound(node: Node) -> float | None:
     if node.op == "call_function" and operator_name(node) == "relu6":
         return 6.0
     return None
-
-
-def _buffer_name(node: Node) -> str:
-    site = edges.require_site(node)
-    return f"{site.fqn + '.' if site.fqn else ''}{site.op}_{site.index}_out"
 
 
 def _after(node: Node, editor: ProgramEditor) -> Node:
