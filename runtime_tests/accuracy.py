@@ -228,10 +228,10 @@ def _outputs(
     inputs = tuple(value.numpy() for value in data.inputs)
     size = batch or data.size
     starts = range(0, data.size, size)
-    parts = [tuple(value[start : start + size] for value in inputs) for start in starts]
+    calls = [tuple(value[start : start + size] for value in inputs) for start in starts]
     pieces: list[list[Array]] = []
-    for part, outputs in zip(parts, _side_by_side(runs, parts, size), strict=True):
-        real = len(part[0])
+    for given, outputs in zip(calls, _side_by_side(runs, calls, size), strict=True):
+        real = len(given[0])
         found = [np.asarray(value) for value in outputs]
         pieces.append([v[:real] if v.ndim and len(v) == size else v for v in found])
     if len({len(piece) for piece in pieces}) != 1 or len(pieces[0]) != len(want):
