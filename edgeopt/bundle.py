@@ -23,6 +23,7 @@ REPORT_HTML = "report.html"
 LOCK = "edgeopt.lock"
 UNLISTED = frozenset({MANIFEST, REPORT, REPORT_HTML, LOCK})
 """Reports hold timings; the lock and the manifest name the others."""
+_SITES = ".sites.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +168,7 @@ def write_state(
 
     import torch
 
+    from edgeopt.edges import LastingSites
     from edgeopt.program import without_traces
 
     place = folder / "state" / plan_name
@@ -178,6 +180,7 @@ def write_state(
             (place / f"{method}.pt2").write_bytes(buffer.getvalue())
         except OSError as failure:
             raise BundleError(f"{place}: cannot be written: {failure.strerror}") from None
+        write_text(place / f"{method}{_SITES}", to_json(LastingSites.of(exported.graph)))
     if plan is not None:
         write_text(place / "plan.json", to_json(plan))
     if statistics is not None:
@@ -209,9 +212,15 @@ def read_programs(bundle: Bundle, plan_name: str) -> dict[str, ExportedProgram]:
     """Read the programs of one plan, by method; none where the bundle was stripped of them.
 
     Raises:
-        ModelError: If one is damaged, or holds what could run.
+        BundleError: If the sites are missing or damaged.
+        ModelError: If a program is damaged, or holds what could run.
     """
+    from edgeopt.edges import LastingSites
     from edgeopt.saved_programs import read_program
 
-    folder = bundle.path / "state" / plan_name
-    return {path.stem: read_program(path) for path in sorted(folder.glob("*.pt2"))}
+    programs = {}
+    for path in sorted((bundle.path / "state" / plan_name).glob("*.pt2")):
+        programs[path.stem] = read_program(path)
+        sites = read_json(path.with_name(f"{path.stem}{_SITES}"), LastingSites)
+        sites.restore(programs[path.stem].graph)
+    return programs

@@ -122,25 +122,54 @@ def keep_only_site(node: Node) -> None:
         node.meta["custom"] = {_KEY: custom[_KEY]} if _KEY in custom else {}
 
 
-def restore(before: Graph, after: Graph) -> None:
-    """Give back the sites that torch drops or blurs when it captures a graph again.
+@dataclasses.dataclass(frozen=True)
+class LastingSite:
+    """The site of a node by what a new capture keeps of it.
+
+    Attributes:
+        node: An input's name, or the id of the result that the node is a part of.
+        part: Which part, or None.
+        site: Its site.
+    """
+
+    node: str
+    part: int | None
+    site: Site
+
+
+@dataclasses.dataclass(frozen=True)
+class LastingSites:
+    """The sites that torch drops when it saves a graph, and drops or blurs when it captures one.
 
     These are the inputs, found by name, and the parts of a result (which take on the result's own
     site), found by result and number.
     """
-    known = {key: site for node, site in sites(before) if (key := _lasting_key(node)) is not None}
-    for node in after.nodes:
-        key = _lasting_key(node)
-        if key in known:
-            _set(node, known[key])
+
+    rows: tuple[LastingSite, ...]
+    schema: int = 1
+
+    @staticmethod
+    def of(graph: Graph) -> LastingSites:
+        """Take them from a graph that has them."""
+        found = ((_lasting_key(node), site) for node, site in sites(graph))
+        return LastingSites(tuple(LastingSite(*key, site) for key, site in found if key))
+
+    def restore(self, graph: Graph) -> None:
+        """Give them back to a later form of the graph."""
+        known = {(row.node, row.part): row.site for row in self.rows}
+        for node in graph.nodes:
+            key = _lasting_key(node)
+            if key in known:
+                _set(node, known[key])
 
 
-def _lasting_key(node: Node) -> tuple[str, object] | None:
+def _lasting_key(node: Node) -> tuple[str, int | None] | None:
     if node.op == "placeholder":
         return node.name, None
     if node.op == "call_function" and node.target is operator.getitem:
-        source = site_of(node.args[0]) if isinstance(node.args[0], Node) else None
-        return (source.id, node.args[1]) if source is not None else None
+        source, part = node.args
+        site = site_of(source) if isinstance(source, Node) else None
+        return (site.id, part) if site is not None and isinstance(part, int) else None
     return None
 
 

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt import edges, program
-from edgeopt.artifact import Artifact, IOQuantization, IOSpec, Pixels
+from edgeopt.artifact import Artifact, IOQuantization, IOSpec, Method, Pixels
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE, dequantize, quantize, storage_dtype
 from edgeopt.errors import ExportError
 from edgeopt.program import ProgramEditor
@@ -69,7 +69,26 @@ def _described(spec: IOSpec, form: Pixels | IOQuantization | None) -> IOSpec:
     return dataclasses.replace(spec, quantization=form)
 
 
-def with_pixels(interface: Interface, position: int, pixels: Pixels) -> Interface:
+def as_described(exported: ExportedProgram, method: Method, *, integer: bool) -> ExportedProgram:
+    """Give a program the inputs and outputs that a file's description says it has.
+
+    Args:
+        exported: The program of `state/`, which takes and gives the model's own.
+        method: The file's method.
+        integer: As `with_pixels` takes it.
+    """
+    face = Interface(exported)
+    for position, spec in enumerate(method.inputs):
+        if spec.pixels is not None:
+            face = with_pixels(face, position, spec.pixels, integer=integer)
+    if any(spec.quantization is not None for spec in (*method.inputs, *method.outputs)):
+        face = with_codes(face)
+    return face.exported
+
+
+def with_pixels(
+    interface: Interface, position: int, pixels: Pixels, *, integer: bool = True
+) -> Interface:
     """Let an input take uint8 [N, H, W, C] and normalize it inside the program.
 
     In a quantized program the normalization is a depthwise 1 x 1 convolution on integers: its
@@ -79,7 +98,13 @@ def with_pixels(interface: Interface, position: int, pixels: Pixels) -> Interfac
     pixel value. All 256 values of each channel are tried, and the note says how many come to other
     codes than the floats would. Where the codes are the pixels themselves, nothing is inserted.
 
-    In a float program it is a product and a sum.
+    In a float program, or where the target has no unsigned codes, it is a product and a sum.
+
+    Args:
+        interface: The program so far.
+        position: Of the input.
+        pixels: Mean and standard deviation.
+        integer: Whether a quantized program normalizes in integers.
 
     Raises:
         ExportError: If the input is not float [N, C, H, W], or no mean fits its channels.
@@ -102,7 +127,9 @@ def with_pixels(interface: Interface, position: int, pixels: Pixels) -> Interfac
     readers = list(node.users)
     quantizer = read(readers[0], editor.table, program.tensor_names(exported)) if readers else None
     _retype(node, torch.uint8, (0, 2, 3, 1))
-    if len(readers) == 1 and quantizer is not None and quantizer.params.axis is None:
+    quantized = len(readers) == 1 and quantizer is not None and quantizer.params.axis is None
+    if integer and quantized:
+        assert quantizer is not None
         how = _integer_pixels(editor, node, quantizer, pixels, channels)
     else:
         how = _float_pixels(editor, node, readers, pixels, channels)

@@ -22,6 +22,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx import Graph, GraphModule, Node
 
 from edgeopt import edges
+from edgeopt.edges import LastingSites
 
 
 def tensor_names(program: ExportedProgram) -> dict[str, str]:
@@ -131,7 +132,7 @@ def retrace(
     args, kwargs = copied_inputs(args, kwargs)
     with torch.no_grad(), quiet_export():
         again = torch.export.export(runnable(program), args, kwargs, dynamic_shapes=dynamic_shapes)
-    edges.restore(program.graph, again.graph)
+    LastingSites.of(program.graph).restore(again.graph)
     return again
 
 

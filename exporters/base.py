@@ -67,11 +67,13 @@ class Exporter(abc.ABC):
         format: The format's name in profiles.
         needs: Importable names; imported inside the methods only.
         own_interface: Its files may take pixels and codes in place of floats, and give codes.
+        integer_pixels: Quantized programs normalize pixels in integers; otherwise in float.
     """
 
     format: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     own_interface: ClassVar[bool] = False
+    integer_pixels: ClassVar[bool] = True
 
     @abc.abstractmethod
     def unsupported(self, request: ExportRequest) -> Sequence[str]:

@@ -69,6 +69,8 @@ class ExecuTorchExporter(Exporter):
 
     format: ClassVar[str] = "executorch"
     needs: ClassVar[tuple[str, ...]] = ("executorch",)
+    own_interface: ClassVar[bool] = True
+    integer_pixels: ClassVar[bool] = False  # XNNPACK's delegate has no unsigned codes
 
     def unsupported(self, request: ExportRequest) -> Sequence[str]:
         found = []

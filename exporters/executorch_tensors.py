@@ -80,7 +80,13 @@ class ExecuTorchTensors:
     def edge_dtype(self, edge: str) -> str | None:
         """Return the type of a quantized edge's codes, or None."""
         place = self._artifact.edge_map.get(edge)
-        value = value_at(self._file, place) if place is not None else None
+        if place is None:
+            return None
+        for method in self._artifact.methods:
+            names = [spec.name for spec in method.inputs]
+            if place in names:  # the file takes the codes
+                return self._file.methods[method.name].inputs[names.index(place)].dtype
+        value = value_at(self._file, place)
         return "int8" if value is not None and value.is_int8 else None
 
 

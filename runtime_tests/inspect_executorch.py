@@ -168,13 +168,17 @@ class ExecuTorchInspector(Inspector):
         inputs: Arrays,
         programs: Mapping[str, ExportedProgram] | None = None,
     ) -> ProofResult | None:
-        method = artifact.methods[0].name
-        if programs is None or method not in programs:
+        method = artifact.methods[0]
+        if programs is None or method.name not in programs:
             return None  # a file does not show its codes; its program does
+        from edgeopt.exporters.executorch import ExecuTorchExporter
+        from edgeopt.file_interface import as_described
         from edgeopt.runtime_tests.executorch_proof import prove
 
+        integer = ExecuTorchExporter.integer_pixels
+        exported = as_described(programs[method.name], method, integer=integer)
         path = folder / artifact.model_file.path
-        return prove(artifact.name, path, inputs, programs[method], method=method)
+        return prove(artifact.name, path, inputs, exported, method=method.name)
 
     def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
         from edgeopt.runtime_tests.executorch_runner import peak_memory

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt import program
+from edgeopt import edges, program
 from edgeopt.artifact import Artifact, FileEntry, IOSpec, Manifest, Method, TensorEntry
 from edgeopt.bundle import (
     Bundle,
     entries,
     read_contracts,
     read_golden,
+    read_programs,
     write_golden,
     write_manifest,
     write_state,
@@ -257,6 +258,7 @@ def test_the_state_of_a_plan_reads_back(folder: Path) -> None:
     place = folder / "state" / "onnxruntime-x86"
     assert {p.name for p in place.iterdir()} == {
         "forward.pt2",
+        "forward.sites.json",
         "plan.json",
         "statistics.json",
         "contracts.json",
@@ -264,9 +266,15 @@ def test_the_state_of_a_plan_reads_back(folder: Path) -> None:
     write_manifest(folder, dataclasses.replace(manifest_of(folder), files=entries(folder)))
     bundle = Bundle.open(folder)
     assert read_contracts(bundle, "onnxruntime-x86") == contracts
-    loaded = torch.export.load(place / "forward.pt2")
-    want = program.run(state.carrier_programs["forward"], (x,), {})
-    assert torch.equal(program.run(loaded, (x,), {}), want)
+    loaded, written = (
+        p["forward"] for p in (read_programs(bundle, "onnxruntime-x86"), state.carrier_programs)
+    )
+    assert torch.equal(program.run(loaded, (x,), {}), program.run(written, (x,), {}))
+    assert [s for _, s in edges.sites(loaded.graph)] == [s for _, s in edges.sites(written.graph)]
+    assert read_programs(bundle, "none") == {}
+    (place / "forward.sites.json").write_text('{"rows": [1]}')
+    with pytest.raises(BundleError, match=r"forward\.sites\.json"):
+        read_programs(bundle, "onnxruntime-x86")
     plan = json.loads((place / "plan.json").read_text())
     assert plan["rules"] == "onnxruntime-x86"
 

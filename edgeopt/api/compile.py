@@ -366,7 +366,7 @@ def _interfaces(
     if job.pixels is not None:
         roles = job.loaded.input_roles
         position = roles.index("image") if "image" in roles else 0
-        face = with_pixels(face, position, job.pixels)
+        face = with_pixels(face, position, job.pixels, integer=exporter.integer_pixels)
     if job.quantized_io and precision == "int8":
         face = with_codes(face)
     return {method: face}

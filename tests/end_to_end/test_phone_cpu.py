@@ -11,6 +11,7 @@ from edgeopt.api.verify import run_verify
 from edgeopt.results import Verdict
 
 pytest.importorskip("executorch")
+SMALL = f"{Path(__file__).resolve().parents[1] / 'factories' / 'small_cnn.py'}:load"
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,48 @@ def test_the_bundle_verifies_and_damage_is_found(phone: BuildOutcome, tmp_path: 
     damaged = run_verify(copy)
     assert damaged.verdict is Verdict.FAIL
     assert "file executorch.pte" in [c.name for c in damaged.checks if not c.holds]
+
+
+def test_a_file_takes_camera_bytes_and_gives_codes(tmp_path: Path) -> None:
+    outcome = run_build(
+        BuildOptions(
+            model=SMALL, profile="phone-cpu", latency=False, drift=False,
+            input_form="uint8-nhwc", quantized_io=True, out=tmp_path / "bundle",
+        )
+    )  # fmt: skip
+    report = outcome.report
+    (accuracy,), (proof,) = report.accuracy, report.proof
+    assert accuracy.agreement is not None
+    assert accuracy.agreement >= 98
+    assert proof.exact  # the quantized pixels among them
+    assert "quantize" in {row.operator for row in proof.details}
+    assert report.compile["executorch"]["partitions"] == 1
+    # XNNPACK has no uint8: one copy to float before the delegate
+    assert list(report.compile["executorch"]["outside"]) == ["x:input/floats#0"]
+    (method,) = outcome.bundle.manifest.artifact("executorch").methods
+    assert (method.inputs[0].dtype, method.inputs[0].shape) == ("uint8", (1, 16, 16, 3))
+    assert method.inputs[0].pixels is not None
+    assert method.outputs[0].quantization is not None
+    assert method.outputs[0].dtype == method.outputs[0].quantization.dtype == "int8"
+    again = run_verify(outcome.bundle_path)
+    assert again.verdict is Verdict.PASS
+    assert again.proof[0].elements == proof.elements
+    assert again.proof[0].exact
+
+
+def test_a_file_takes_codes(tmp_path: Path) -> None:
+    outcome = run_build(
+        BuildOptions(
+            model=SMALL, profile="phone-cpu", latency=False, drift=False, verify="edited",
+            quantized_io=True, out=tmp_path / "bundle",
+        )
+    )  # fmt: skip
+    (method,) = outcome.bundle.manifest.artifact("executorch").methods
+    given = method.inputs[0].quantization
+    assert given is not None
+    assert (method.inputs[0].dtype, given.dtype) == ("int8", "int8")
+    assert outcome.report.compile["executorch"]["outside"] == {}
+    (proof,) = outcome.report.proof
+    assert proof.exact
+    contracts = {c.site: c.holds for c in outcome.report.contracts}
+    assert contracts["x:input#0.out"]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class SmallCNN(nn.Module):
     """A residual, a depthwise convolution, ReLUs, a global pool and a classifier."""
@@ -31,7 +33,10 @@ def load() -> dict[str, Any]:
     """Return what `edgeopt build` takes; the answers are the float model's clearest."""
     torch.manual_seed(0)
     module = SmallCNN().eval()
-    pictures = torch.randn(512, 3, 16, 16) + 2 * torch.randn(512, 3, 1, 1)
+    shades = 128 + 40 * torch.randn(512, 3, 16, 16) + 60 * torch.randn(512, 3, 1, 1)
+    pixels = shades.round().clamp(0, 255)
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    pictures = (pixels / 255 - mean) / std
     with torch.no_grad():
         first, second = module(pictures).topk(2).values.unbind(1)
         clear = (first - second).argsort(descending=True)[:96]
@@ -40,6 +45,7 @@ def load() -> dict[str, Any]:
         "module": module,
         "example_args": pictures[:2],
         "output_names": ("logits",),
+        "preprocessing": {"mean": MEAN, "std": STD},
         "dynamic_shapes": {"x": {0: torch.export.Dim("batch")}},
         "calibration": pictures[clear[:32]],
         "evaluation": (pictures[clear[32:]], answers[32:]),
