@@ -191,6 +191,12 @@ def require_site(node: Node) -> Site:
     return site
 
 
+def where_is(node: Node) -> str:
+    """Return the node's address for a message; of a node without a site, its name."""
+    site = site_of(node)
+    return site.address if site is not None else node.name
+
+
 def derive(node: Node, parent: Node, suffix: str) -> None:
     """Mark an inserted node: the parent's id with `/suffix`."""
     site = require_site(parent)

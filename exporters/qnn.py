@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from torch.export import ExportedProgram
 
-from edgeopt import edges
 from edgeopt.artifact import Artifact, FileEntry
 from edgeopt.dialect import QUANTIZE
+from edgeopt.edges import where_is
 from edgeopt.errors import BundleError, ExportError, RuntimeUnavailable
 from edgeopt.exporters import hexagon
 from edgeopt.exporters.base import Exporter, ExportRequest
@@ -79,8 +79,7 @@ def _illegal(exported: ExportedProgram, opset: int) -> Iterator[str]:
     for found in quant_nodes(exported):
         if found.node.target is not QUANTIZE:
             continue
-        site = edges.site_of(found.node)
-        where = site.address if site is not None else found.node.name
+        where = where_is(found.node)
         if found.codes_dtype not in ("uint8", "uint16", "int16"):
             yield (
                 f"{where}: {found.codes_dtype} activations, which the NPU computes wrongly without "

@@ -13,9 +13,10 @@ from typing import ClassVar
 import torch
 from torch.export import ExportedProgram
 
-from edgeopt import edges, program
+from edgeopt import program
 from edgeopt.artifact import Artifact, FileEntry
 from edgeopt.dialect import DEQUANTIZE
+from edgeopt.edges import where_is
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters import tensorrt_table as table
 from edgeopt.exporters.base import Exporter, ExportRequest
@@ -93,8 +94,7 @@ class TensorRTExporter(Exporter):
 
 def _illegal_quantization(exported: ExportedProgram) -> Iterator[str]:
     for found in quant_nodes(exported):
-        site = edges.site_of(found.node)
-        where = site.address if site is not None else found.node.name
+        where = where_is(found.node)
         if found.codes_dtype != "int8":
             advice = "; biases stay float" if found.codes_dtype == "int32" else ""
             yield f"{where}: {found.codes_dtype} codes; TensorRT takes int8{advice}"
