@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-JOBS = (("zoo:vit", "orin"), ("zoo:vit", "host"), ("zoo:mobilenet", "a100"))
+JOBS = tuple(("zoo:vit", profile) for profile in ("orin", "a100", "phone-npu", "host"))
 
 
 def one(model: str, profile: str, out: Path) -> tuple[float, dict[str, float]]:

@@ -11,12 +11,12 @@ blocks, call by call, with both sessions made anew for each block. `--peer` adds
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import cases
 import numpy as np
 
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
@@ -24,31 +24,6 @@ from edgeopt.results import AccuracyResult, Pace
 from edgeopt.runtime_tests.latency import Subject, compare, subject
 from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
 from edgeopt.target import load_profile
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def assets() -> Path:
-    """Return the folder of real models and data."""
-    return Path(os.environ.get("EDGEOPT_ASSETS", ROOT.parent / "shared" / "assets"))
-
-
-def jobs(*, with_assets: bool) -> dict[str, dict[str, Any]]:
-    """Return build options by the name shown."""
-    found: dict[str, dict[str, Any]] = {
-        "zoo:vit": {"model": "zoo:vit"},
-        "zoo:mobilenet": {"model": "zoo:mobilenet"},
-    }
-    if with_assets:
-        weights = assets() / "mobilenetv2-imagenet" / "mobilenetv2_100.safetensors"
-        data = f"{assets()}/imagenet-sample/images256_q90.zip?labels=wnids.json"
-        found["MobileNetV2 224"] = {
-            "model": f"timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5@{weights}",
-            "calib": data,
-            "eval": data,
-        }
-        found["ResNet-20"] = {"model": f"{ROOT}/tests/factories/resnet20.py:resnet20"}
-    return found
 
 
 def row(name: str, outcome: BuildOutcome) -> str:
@@ -140,7 +115,8 @@ def main() -> int:
     lines: list[str] = []
     peers: list[str] = []
     with tempfile.TemporaryDirectory() as work:
-        for name, wanted in jobs(with_assets=args.assets).items():
+        real = cases.mobilenetv2() | cases.resnet20() if args.assets else {}
+        for name, wanted in (cases.zoo() | real).items():
             place = Path(work) / name.replace(":", "-").replace(" ", "-")
             options = BuildOptions(profile="host", drift=False, out=place, **wanted)
             print(f"building {name}", file=sys.stderr, flush=True)

@@ -13,12 +13,12 @@ chooses, and per channel. Nothing here is a latency.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cases
 import numpy as np
 
 from edgeopt.api.build import BuildOptions, run_build
@@ -30,28 +30,6 @@ from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
 
 Array = np.ndarray[Any, Any]
 CHIP = "v75"
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def assets() -> Path:
-    """Return the folder of real models and data."""
-    return Path(os.environ.get("EDGEOPT_ASSETS", ROOT.parent / "shared" / "assets"))
-
-
-def jobs(*, with_assets: bool) -> dict[str, dict[str, Any]]:
-    """Return build options by the name shown."""
-    found: dict[str, dict[str, Any]] = {
-        "zoo:mobilenet": {"model": "zoo:mobilenet"},
-        "zoo:vit": {"model": "zoo:vit"},
-    }
-    if with_assets:
-        weights = assets() / "mobilenetv2-imagenet" / "mobilenetv2_100.safetensors"
-        data = f"{assets()}/imagenet-sample/images256_q90.zip?labels=wnids.json"
-        found["MobileNetV2 224"] = {
-            "model": f"timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5@{weights}",
-            "calib": data,
-        }
-    return found
 
 
 def samples(loaded: LoadedModel, job: dict[str, Any], count: int) -> tuple[Samples, Array]:
@@ -197,7 +175,8 @@ def main() -> None:
         "NPU against CPU, dB | answers as float, % | answers as CPU, % |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for name, job in jobs(with_assets=options.assets).items():
+    real = cases.mobilenetv2() if options.assets else {}
+    for name, job in (cases.zoo() | real).items():
         if options.only not in (None, name):
             continue
         loaded = load_model(job["model"])
