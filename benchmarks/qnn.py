@@ -24,7 +24,8 @@ import numpy as np
 from edgeopt.api.build import BuildOptions, run_build
 from edgeopt.data import Samples
 from edgeopt.exporters.hexagon import Simulator, compile_context, parse_chips, read_context
-from edgeopt.models import LoadedModel, load_model
+from edgeopt.loaded_model import LoadedModel
+from edgeopt.models import load_model
 from edgeopt.runtime_tests.base import LoadOptions
 from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
 

@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from edgeopt.compiler_pass import Pass
 from edgeopt.errors import ConfigError, nearest
-from edgeopt.pipeline import Pass
 
 SCHEMA_VERSION = 1
 

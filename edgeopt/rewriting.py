@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from edgeopt.compiler_pass import PassResult
 from edgeopt.edges import require_site
-from edgeopt.pipeline import PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.state import ModelState
 

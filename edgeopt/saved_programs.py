@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from edgeopt import program, trees
 from edgeopt.edges import operator_name
 from edgeopt.errors import ModelError
-from edgeopt.models import LoadedModel, from_module
+from edgeopt.loaded_model import LoadedModel, from_module
 from edgeopt.saved_archive import clean_archive
 
 _TRAINING_FLAG = {"dropout": 2, "alpha_dropout": 2, "feature_dropout": 2, "batch_norm": 5}

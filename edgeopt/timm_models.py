@@ -15,7 +15,7 @@ from edgeopt.artifact import Preprocessing
 from edgeopt.data.load import preprocessing_options
 from edgeopt.data.pixels import check_preprocessing
 from edgeopt.errors import ConfigError, ModelError, nearest
-from edgeopt.models import LoadedModel, from_module
+from edgeopt.loaded_model import LoadedModel, from_module
 from edgeopt.torchvision_operators import import_torchvision
 from edgeopt.weights import load_weights, read_weights
 

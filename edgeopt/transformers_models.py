@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import ConfigError, ModelError, nearest
-from edgeopt.models import AUTO, LoadedModel, from_module
+from edgeopt.loaded_model import AUTO, LoadedModel, from_module
 from edgeopt.torchvision_operators import import_torchvision
 
 FORM = "hf:DIR, a folder with config.json and model.safetensors"

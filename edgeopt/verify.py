@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import enum
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgeopt import edges, program
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.contracts import Tied
 from edgeopt.errors import InvariantError
-from edgeopt.pipeline import Pass, PassResult
+from edgeopt.invariant import Row, Snapshot, Step, Violation
 from edgeopt.reference import digest, digest_tensors, leaves, snr_db
 from edgeopt.state import FORWARD, Effect, ModelState, PassContext, Stage
 
@@ -33,58 +34,6 @@ class Level(enum.Enum):
     FULL = "full"
     EDITED = "edited"
     OFF = "off"
-
-
-@dataclasses.dataclass(frozen=True)
-class Violation:
-    """A broken invariant."""
-
-    invariant: str
-    site: str
-    message: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """What is remembered of a state before a pass edits it.
-
-    Attributes:
-        state: The state; its module may be edited in place by the pass.
-        outputs: Outputs on the example, or None below `full`.
-        digest: Hash of weights and structure.
-        names: FQNs of modules and tensors, and addresses of graph sites.
-        tied: Groups of parameter names that share storage.
-        residue: Hooks, parametrizations and the like, by module.
-        ranges: The graph's dynamic-shape constraints as text.
-    """
-
-    state: ModelState
-    outputs: list[Tensor] | None
-    digest: str
-    names: frozenset[str]
-    tied: frozenset[frozenset[str]]
-    residue: frozenset[str]
-    ranges: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One pass, seen by the invariants."""
-
-    pass_: Pass[Any]
-    before: Snapshot
-    result: PassResult
-    after: Snapshot
-    ctx: PassContext
-    drift_db: float | None
-
-    @property
-    def state(self) -> ModelState:
-        """The state after the pass."""
-        return self.result.state
-
-
-Invariant = Callable[[Step], Iterator[Violation]]
 
 
 def snapshot(state: ModelState, ctx: PassContext, level: Level) -> Snapshot | None:
@@ -153,15 +102,6 @@ def _raise(pass_: Pass[Any], found: list[Violation]) -> None:
             f"{pass_.name}: invariant {first.invariant}: "
             f"{first.site + ': ' if first.site else ''}{first.message}{more}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One row of the table."""
-
-    name: str
-    check: Invariant
-    outputs: bool = False
 
 
 def _violations(step: Step, rows: list[Row]) -> list[Violation]:

@@ -15,11 +15,11 @@ from torch.fx import Node
 
 from edgeopt import edges, program
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.invariant import Row, Step, Violation
 from edgeopt.quant.plan import Shared
 from edgeopt.quant.ranges import bias_code_limit
 from edgeopt.quant.reading import QuantNode, edge_of, quant_nodes, read
 from edgeopt.target import Compute, load_rules
-from edgeopt.verify import Row, Step, Violation
 
 
 def _programs(step: Step) -> Iterator[tuple[str, ExportedProgram]]:

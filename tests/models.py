@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeopt.compiler_pass import Pass
 from edgeopt.passes import by_name
-from edgeopt.pipeline import Pass, Pipeline
+from edgeopt.pipeline import Pipeline
 from edgeopt.reference import FloatReference
 from edgeopt.state import Batch, ModelState, PassContext
 from edgeopt.target import DeviceProfile, Sparsity, Target

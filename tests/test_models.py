@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from edgeopt.artifact import Preprocessing
 from edgeopt.errors import ConfigError, DataError, ModelError
-from edgeopt.models import from_module, load_model, weights_digest
+from edgeopt.loaded_model import from_module
+from edgeopt.models import load_model
+from edgeopt.reference import digest as weights_digest
 from edgeopt.weights import check_finite, load_weights, read_weights
 
 FACTORIES = Path(__file__).parent / "factories"

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.errors import ConfigError, PassError, PipelineError, PreconditionError
 from edgeopt.passes import ALL, by_name
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
 from edgeopt.passes.quantize.plan import PlanConfig
-from edgeopt.pipeline import Pass, PassResult, Pipeline
+from edgeopt.pipeline import Pipeline
 from edgeopt.reference import digest
 from edgeopt.state import Effect, ModelState, PassContext, PassRecord, Phase, Stage
 from tests.models import QUANTIZE, SmallCNN, context, normal, passes, run, seeded

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt import edges, program
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.contracts import NMSparse
 from edgeopt.dialect import DEQUANTIZE
 from edgeopt.edges import EdgeId
 from edgeopt.errors import ConfigError, InvariantError
-from edgeopt.pipeline import Pass, PassResult, Pipeline
+from edgeopt.pipeline import Pipeline
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.plan import Plan
 from edgeopt.state import Effect, ModelState, PassContext

@@ -12,7 +12,8 @@ import torch
 from edgeopt import zoo
 from edgeopt.data import overlap
 from edgeopt.errors import ConfigError
-from edgeopt.models import load_model, weights_digest
+from edgeopt.models import load_model
+from edgeopt.reference import digest as weights_digest
 from edgeopt.runtime_tests.metrics import resolve_metric
 
 PICTURES = ("vit", "mobilenet")

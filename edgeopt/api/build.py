@@ -20,10 +20,10 @@ from edgeopt.api.lock import options_from_lock, read_lock
 from edgeopt.api.options import BuildOptions
 from edgeopt.artifact import Artifact
 from edgeopt.bundle import Bundle
+from edgeopt.compiler_pass import WARNING
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.files import atomic_folder
-from edgeopt.models import LoadedModel, from_module
-from edgeopt.pipeline import WARNING
+from edgeopt.loaded_model import LoadedModel, from_module
 from edgeopt.results import BuildReport, combine
 from edgeopt.state import ModelState, no_progress
 from edgeopt.target import Target

@@ -16,13 +16,14 @@ from torch.utils import _pytree as pytree
 from edgeopt import program
 from edgeopt.api.formats import exporter_for
 from edgeopt.artifact import Artifact, Pixels
+from edgeopt.compiler_pass import Pass
 from edgeopt.data import Samples
 from edgeopt.errors import ConfigError, ExportError, PipelineError, nearest
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.file_interface import Interface, with_codes, with_pixels
-from edgeopt.models import LoadedModel
+from edgeopt.loaded_model import LoadedModel
 from edgeopt.passes import by_name
-from edgeopt.pipeline import Pass, Pipeline
+from edgeopt.pipeline import Pipeline
 from edgeopt.recipe import Recipe
 from edgeopt.reference import FloatReference, leaves
 from edgeopt.results import PassRow, finite_db

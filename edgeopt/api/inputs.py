@@ -14,10 +14,12 @@ from edgeopt.api.options import BuildOptions
 from edgeopt.artifact import Pixels, Preprocessing
 from edgeopt.data import Samples
 from edgeopt.errors import CheckFailed, ConfigError, PreconditionError, nearest
-from edgeopt.models import LoadedModel, check_finite, load_model
+from edgeopt.loaded_model import LoadedModel
+from edgeopt.models import load_model
 from edgeopt.recipe import Recipe, load_recipe
 from edgeopt.reference import FloatReference, leaves
 from edgeopt.target import DeviceProfile, Limit, Target, load_profile, load_rules
+from edgeopt.weights import check_finite
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeopt.models import LoadedModel
+    from edgeopt.loaded_model import LoadedModel
 
 INPUT_FORMS = ("float", "uint8-nhwc")
 

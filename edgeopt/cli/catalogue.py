@@ -12,7 +12,7 @@ import typer
 from edgeopt.cli.options import AsJson, NameArgument
 
 if TYPE_CHECKING:
-    from edgeopt.pipeline import Pass
+    from edgeopt.compiler_pass import Pass
     from edgeopt.recipe import Recipe
     from edgeopt.target import DeviceProfile, Target
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgeopt.data import Samples
-    from edgeopt.models import LoadedModel
+    from edgeopt.loaded_model import LoadedModel
 
 MODELS = CATALOGUE
 NAMES = tuple(CATALOGUE)
@@ -41,7 +41,7 @@ def load(name: str) -> LoadedModel:
 
 def _classifier(entry: ZooModel) -> LoadedModel:
     from edgeopt.artifact import Preprocessing
-    from edgeopt.models import from_module
+    from edgeopt.loaded_model import from_module
     from edgeopt.zoo.mobilenet import MobileNet
     from edgeopt.zoo.vit import VisionTransformer
 
@@ -67,7 +67,7 @@ def _classifier(entry: ZooModel) -> LoadedModel:
 
 
 def _language_model(entry: ZooModel) -> LoadedModel:
-    from edgeopt.models import from_module
+    from edgeopt.loaded_model import from_module
     from edgeopt.zoo.byte_lm import ByteLM
 
     calibration = samples(entry.name, "calibration")

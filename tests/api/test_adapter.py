@@ -20,9 +20,10 @@ from edgeopt.artifact import Manifest
 from edgeopt.cli import main
 from edgeopt.errors import BundleError, CheckFailed, ConfigError, PipelineError
 from edgeopt.files import read_json
-from edgeopt.models import from_module, weights_digest
+from edgeopt.loaded_model import from_module
 from edgeopt.passes import by_name
 from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
+from edgeopt.reference import digest as weights_digest
 from edgeopt.target import load_profile
 from tests.adapters.oracle import adapted, saved
 from tests.models import Block, normal, seeded

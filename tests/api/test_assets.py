@@ -28,7 +28,7 @@ from edgeopt.bundle import read_golden
 from edgeopt.cli import main
 from edgeopt.errors import BundleError, CheckFailed, ConfigError
 from edgeopt.files import sha256
-from edgeopt.models import from_module
+from edgeopt.loaded_model import from_module
 from edgeopt.results import Check
 from tests.api.small_bundles import Small
 

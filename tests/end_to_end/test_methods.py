@@ -13,7 +13,8 @@ from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
 from edgeopt.api.formats import inspector_for
 from edgeopt.edges import sites
 from edgeopt.errors import ConfigError, ExportError, ModelError
-from edgeopt.models import from_module, load_model
+from edgeopt.loaded_model import from_module
+from edgeopt.models import load_model
 from edgeopt.passes.capture.capture import Capture
 from edgeopt.pipeline import Pipeline
 from edgeopt.state import ModelState, PassContext

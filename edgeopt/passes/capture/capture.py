@@ -15,11 +15,11 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from edgeopt import edges, program, trees
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.contracts import Contract, NMSparse
 from edgeopt.edges import operator_name
 from edgeopt.errors import CaptureError
 from edgeopt.passes.capture.linear_form import as_linears
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.state import FORWARD, Effect, ModelState, PassContext, Stage
 from edgeopt.verify import tied_contracts

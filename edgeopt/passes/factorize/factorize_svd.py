@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from edgeopt.compiler_pass import WARNING, Pass, PassResult
 from edgeopt.errors import ConfigError, PassError, PreconditionError
 from edgeopt.graph import select
 from edgeopt.low_rank import RANK_DEFICIENT, Decomposition, decompose
@@ -23,7 +24,6 @@ from edgeopt.passes.factorize.sites import (
     replacement,
     vectors,
 )
-from edgeopt.pipeline import WARNING, Pass, PassResult
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 from edgeopt.statistics import SecondMoment, input_moments
 from edgeopt.target import LowRankRule

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.errors import ConfigError
 from edgeopt.graph import chains, select, trace
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 from edgeopt.verify import tied_contracts
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from edgeopt.adapters.fusing import fuse_adapters, parse_spec
 from edgeopt.adapters.peft_folder import read_adapter
+from edgeopt.compiler_pass import WARNING, Pass, PassResult
 from edgeopt.contracts import Contract, Tied
 from edgeopt.errors import ConfigError, PreconditionError
-from edgeopt.pipeline import WARNING, Pass, PassResult
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 
 

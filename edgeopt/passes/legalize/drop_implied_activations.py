@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.dialect import QUANTIZE
 from edgeopt.edges import operator_name
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.reading import QuantNode, read
 from edgeopt.rewriting import Left, Rewritten, rewrite_operators

@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch.fx import Node
 
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.edges import operator_name, require_site
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.reading import QuantNode, read
 from edgeopt.rewriting import Left, Rewritten, rewrite_operators

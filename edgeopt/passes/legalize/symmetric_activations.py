@@ -9,11 +9,11 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt import program
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.edges import require_site
 from edgeopt.errors import PreconditionError
 from edgeopt.passes.legalize.unsigned_activations import shift_activations
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.reading import quant_nodes
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage

@@ -9,9 +9,9 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt import program
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.edges import require_site
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 

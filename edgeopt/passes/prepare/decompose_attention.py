@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.errors import ConfigError
 from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Stage

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeopt import edges
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.edges import operator_name
 from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.edges import operator_name
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage

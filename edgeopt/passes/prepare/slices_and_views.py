@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.edges import operator_name
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.rewriting import Left, Rewritten, rewrite_operators
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage

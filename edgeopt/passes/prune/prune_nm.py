@@ -7,10 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.contracts import NMSparse
 from edgeopt.errors import ConfigError, PostconditionError
 from edgeopt.graph import select
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.state import Effect, ModelState, PassContext, Stage
 from edgeopt.target import Sparsity
 from edgeopt.verify import tied_contracts

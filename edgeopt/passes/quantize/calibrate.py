@@ -11,8 +11,8 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from edgeopt import edges, program
+from edgeopt.compiler_pass import WARNING, Pass, PassResult
 from edgeopt.errors import ConfigError, DataError, PreconditionError
-from edgeopt.pipeline import WARNING, Pass, PassResult
 from edgeopt.quant.spec import Role
 from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.statistics import EdgeStatistics, RangeObserver, Statistics

@@ -8,10 +8,10 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt import edges
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.contracts import NMSparse
 from edgeopt.edges import EdgeId, require_site
 from edgeopt.errors import ConfigError, PreconditionError
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.quant.placement import Placement, Placer, Weighted
 from edgeopt.quant.plan import Derived, Own, Plan, PlannedEdge, Shared
 from edgeopt.quant.spec import Role, TensorSpec

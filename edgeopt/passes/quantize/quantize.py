@@ -11,11 +11,11 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt import edges
+from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.contracts import Quantized
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE, quantize, storage_dtype
 from edgeopt.edges import EdgeId, operator_name
 from edgeopt.errors import PreconditionError
-from edgeopt.pipeline import Pass, PassResult
 from edgeopt.program import ProgramEditor
 from edgeopt.quant.plan import PlannedEdge, Shared
 from edgeopt.quant.ranges import (

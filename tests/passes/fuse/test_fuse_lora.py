@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from edgeopt.compiler_pass import WARNING
 from edgeopt.contracts import Tied
 from edgeopt.errors import AdapterError, ConfigError, PreconditionError
 from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
-from edgeopt.pipeline import WARNING, Pipeline
+from edgeopt.pipeline import Pipeline
 from edgeopt.state import ModelState
 from edgeopt.verify import tied_contracts
 from tests.adapters.oracle import adapted, farthest, outputs, saved
