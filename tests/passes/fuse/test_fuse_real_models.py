@@ -130,9 +130,9 @@ def test_rank_16_on_all_linears_of_minilm_takes_two_seconds_at_most(
 
     folder = saved(adapted(minilm, r=16, target_modules=LAYERS), tmp_path / "tone")
     seconds = []
-    for _ in range(3):  # the best of three: the machine may be busy with other things
+    for _ in range(3):
         module = copy.deepcopy(minilm)
-        started = time.perf_counter()
+        started = time.process_time()  # of all threads: what else the machine does is not in it
         fuse_adapters(module, [(read_adapter(folder), 1.0)])
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert min(seconds) <= 2.0, seconds
