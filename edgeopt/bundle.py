@@ -174,6 +174,8 @@ def write_state(
     place = folder / "state" / plan_name
     place.mkdir(parents=True, exist_ok=True)
     for method, exported in programs.items():
+        if not _readable(exported):
+            continue  # modules with odd names: verify says that there is no program
         buffer = io.BytesIO()
         torch.export.save(without_traces(exported), buffer)
         try:
@@ -186,6 +188,14 @@ def write_state(
     if statistics is not None:
         write_text(place / "statistics.json", to_json(statistics))
     write_text(place / "contracts.json", to_json([c.to_json() for c in contracts]))
+
+
+def _readable(exported: ExportedProgram) -> bool:
+    """Say whether `read_program` takes the program's names."""
+    from edgeopt import edges, program
+
+    names = all(edges.is_plain(fqn) and "/" not in fqn for fqn in program.tensors(exported))
+    return names and all(site.plain for _, site in edges.sites(exported.graph))
 
 
 def read_contracts(bundle: Bundle, plan_name: str) -> tuple[Any, ...]:
@@ -219,8 +229,15 @@ def read_programs(bundle: Bundle, plan_name: str) -> dict[str, ExportedProgram]:
     from edgeopt.saved_programs import read_program
 
     programs = {}
-    for path in sorted((bundle.path / "state" / plan_name).glob("*.pt2")):
-        programs[path.stem] = read_program(path)
-        sites = read_json(path.with_name(f"{path.stem}{_SITES}"), LastingSites)
-        sites.restore(programs[path.stem].graph)
+    folder = f"state/{plan_name}/"
+    for name in sorted(entry.path for entry in bundle.manifest.files):
+        method, suffix = name.removeprefix(folder).removesuffix(".pt2"), ".pt2"
+        if name != f"{folder}{method}{suffix}" or "/" in method:
+            continue
+        programs[method] = read_program(bundle.file(name))
+        path = bundle.file(f"{folder}{method}{_SITES}")
+        sites = read_json(path, LastingSites)
+        if sites.schema != 1 or not all(row.site.plain for row in sites.rows):
+            raise BundleError(f"{path}: is damaged, or of a newer edgeopt")
+        sites.restore(programs[method].graph)
     return programs

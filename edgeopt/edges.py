@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from torch.fx import Graph, Node
 from edgeopt.errors import ConfigError
 
 _KEY = "edgeopt"
+_PLAIN = re.compile(r"[\w.@/+-]{0,1000}")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -60,9 +62,19 @@ class Site:
 
     @property
     def stem(self) -> str:
-        """`FQN.op_index`, to name buffers made for it; without `/`, which no tensor's name has."""
-        place = f"{self.op.replace('/', '_')}_{self.index}"
-        return f"{self.fqn}.{place}" if self.fqn else place
+        """`FQN.op_index`, to name buffers made for it: letters, digits, `_` and `.` alone."""
+        place = f"{self.op}_{self.index}"
+        return re.sub(r"[^\w.]", "_", f"{self.fqn}.{place}" if self.fqn else place)
+
+    @property
+    def plain(self) -> bool:
+        """Say whether its words are such that a file with them can be read again."""
+        return all(is_plain(word) for word in (self.id, self.fqn, self.op))
+
+
+def is_plain(text: str) -> bool:
+    """Say whether a name holds letters, digits and `_.@/+-` only: it can do no harm in source."""
+    return _PLAIN.fullmatch(text) is not None
 
 
 def owner(node: Node) -> str:

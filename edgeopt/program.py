@@ -24,6 +24,8 @@ from torch.fx import Graph, GraphModule, Node
 from edgeopt import edges
 from edgeopt.edges import LastingSites
 
+_QUOTES = frozenset("\"'\\")
+
 
 def tensor_names(program: ExportedProgram) -> dict[str, str]:
     """Map placeholder names of parameters, buffers and constants to their FQN."""
@@ -191,6 +193,8 @@ class ProgramEditor:
         """Add a buffer and return its placeholder; the FQN must be new."""
         if fqn in self.table:
             raise KeyError(f"{fqn} exists")
+        if not fqn.isprintable() or _QUOTES & set(fqn):
+            raise KeyError(f"{fqn[:80]!r} is no name: torch writes it into source")
         first = next(iter(self.graph.nodes))
         name = "b_" + "".join(c if c.isalnum() else "_" for c in fqn)
         with self.graph.inserting_before(first):

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from edgeopt.edges import is_plain
 from edgeopt.errors import ModelError
 
 MODEL = "models/model.json"
@@ -38,8 +39,9 @@ MAX_EXPANDED_BYTES = 16 << 20
 _IGNORED = re.compile(r"(archive_format|archive_version|byteorder|\.data/\w+|extra/.*)")
 _PAYLOAD = re.compile(r"data/(weights|constants)/(weight|tensor)_\d+")
 
-# Strings are letters, digits, _ . @ -- no call, no operator, no quote can be written with them.
-_WORD = re.compile(r"[\w.@]*")
+# Strings are letters, digits, _ . @ + - (modules may be called stem-conv): no call, no assignment
+# and no quote can be written with them.
+_WORD = re.compile(r"[\w.@+-]*")
 _FREE_TEXT = frozenset({"as_string", "as_strings"})  # quoted where it becomes source
 _DROPPED = frozenset({"guards_code", "torch_version"})
 _CODE_OBJECTS = ("as_custom_obj", "custom_obj", "custom_obj_name")
@@ -329,9 +331,9 @@ def _site(value: Any) -> dict[str, str]:
         given = json.loads(value["custom"])["edgeopt"]
         words = {key: str(given[key]) for key in ("id", "fqn", "op")}
         index = int(given["index"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}
-    if not all(re.fullmatch(r"[\w.@/ -]*", word) for word in words.values()):
+    if not all(is_plain(word) for word in words.values()):
         return {}
     return {"custom": json.dumps({"edgeopt": {**words, "index": index}})}
 

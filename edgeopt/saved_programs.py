@@ -68,6 +68,8 @@ def read_program(path: Path) -> ExportedProgram:
     Raises:
         ModelError: If the file is damaged, or holds what could run.
     """
+    import edgeopt.dialect  # noqa: F401  (registers its operators)
+
     return _load(path, dialect=True)
 
 

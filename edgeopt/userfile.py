@@ -7,7 +7,6 @@ ever executed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import EdgeOptError, nearest
+from edgeopt.files import sha256
 
 
 def split_spec(spec: str) -> tuple[Path, str] | None:
@@ -37,7 +37,8 @@ def load_function(file: Path, function: str, *, error: type[EdgeOptError]) -> Ca
     if not file.is_file():
         raise error(f"{file}: no such file; give FILE.py:FUNCTION")
     path = file.resolve()
-    name = f"edgeopt_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    # by content, so that a bundle's bytes do not depend on where the file lies
+    name = f"edgeopt_user_{path.stem}_{sha256(path)[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise error(f"{file}: not a Python file")

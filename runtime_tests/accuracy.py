@@ -67,14 +67,14 @@ class ReferenceOutputs:
 
     def _computed(self, batch: LabelledBatch) -> list[Array]:
         """Run the reference, in pieces that stay in cache where every output has a row a sample."""
-        step = max(2, batch.cached_size)
-        if step >= batch.size:
-            return self._call(batch)
-        pieces = [self._call(batch.part(0, step))]
-        if any(not value.ndim or len(value) != step for value in pieces[0]):
-            return self._call(batch)
-        for start in range(step, batch.size, step):
-            pieces.append(self._call(batch.part(start, start + step)))
+        pieces: list[list[Array]] = []
+        start = 0
+        for size in _piece_sizes(batch.size, batch.cached_size):
+            found = self._call(batch.part(start, start + size))
+            if any(not value.ndim or len(value) != size for value in found):
+                return self._call(batch)
+            pieces.append(found)
+            start += size
         return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
     def _call(self, batch: LabelledBatch) -> list[Array]:
@@ -82,6 +82,23 @@ class ReferenceOutputs:
             value.detach().cpu().to(torch.float32).numpy()
             for value in self._reference.outputs(Batch(batch.args, batch.kwargs))
         ]
+
+
+def _piece_sizes(count: int, most: int) -> list[int]:
+    """Divide a batch into pieces of at least 2 samples, not all of one size.
+
+    An output of fixed size may have as many rows as one piece, not as many as two different ones.
+    A piece of 1 is left out, since models squeeze: `[1, 1000]` becomes `[1000]`.
+    """
+    step = max(3, most)
+    if count <= step + 2:
+        return [count]
+    sizes = [step + 1, *[step] * ((count - step - 1) // step)]
+    left = count - sum(sizes)
+    if left == 1:
+        sizes[-1] -= 1
+        left = 2
+    return [*sizes, left] if left else sizes
 
 
 def judge(

@@ -272,11 +272,35 @@ def test_the_state_of_a_plan_reads_back(folder: Path) -> None:
     assert torch.equal(program.run(loaded, (x,), {}), program.run(written, (x,), {}))
     assert [s for _, s in edges.sites(loaded.graph)] == [s for _, s in edges.sites(written.graph)]
     assert read_programs(bundle, "none") == {}
-    (place / "forward.sites.json").write_text('{"rows": [1]}')
-    with pytest.raises(BundleError, match=r"forward\.sites\.json"):
+    good = json.loads((place / "forward.sites.json").read_text())
+    for key, value in (
+        ("fqn", 'x")\ropen("ran", "w")'),  # torch would write it into source
+        ("op", "input'"),
+        ("id", "x" * 2000),
+        ("index", "first"),
+    ):
+        rows = [{**row, "site": {**row["site"], key: value}} for row in good["rows"]]
+        (place / "forward.sites.json").write_text(json.dumps({**good, "rows": rows}))
+        with pytest.raises(BundleError, match=r"forward\.sites\.json"):
+            read_programs(bundle, "onnxruntime-x86")
+    (place / "forward.sites.json").write_text(json.dumps({**good, "schema": 2}))
+    with pytest.raises(BundleError, match="newer edgeopt"):
         read_programs(bundle, "onnxruntime-x86")
     plan = json.loads((place / "plan.json").read_text())
     assert plan["rules"] == "onnxruntime-x86"
+
+
+def test_programs_of_oddly_named_modules_are_left_out(folder: Path) -> None:
+    for name, kept in (("a-b+c", True), ("a b", False)):
+        module = nn.Sequential()
+        module.add_module(name, nn.Linear(8, 8))
+        state = run(module.eval(), context(normal(2, 8)), *QUANTIZE)
+        write_state(
+            folder, f"p{kept}", programs=state.carrier_programs, plan=None, statistics=None,
+            contracts=(),
+        )  # fmt: skip
+        write_manifest(folder, dataclasses.replace(manifest_of(folder), files=entries(folder)))
+        assert list(read_programs(Bundle.open(folder), f"p{kept}")) == ["forward"] * kept
 
 
 @pytest.mark.parametrize("content", ["", "{}", '["x"]', "[1, 2", '[{"kind": "none"}]'])

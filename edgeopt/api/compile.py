@@ -364,10 +364,15 @@ def _interfaces(
     if len(faces) != 1:
         raise ConfigError("--input and --quantized-io: the model has several methods")
     ((method, face),) = faces.items()
+    if job.quantized_io and not job.quantizes:
+        raise ConfigError(f"--quantized-io: recipe {job.recipe.name} quantizes nothing")
     if job.pixels is not None:
         roles = job.loaded.input_roles
         position = roles.index("image") if "image" in roles else 0
         face = with_pixels(face, position, job.pixels, integer=exporter.integer_pixels)
+        if roles.count("image") > 1:
+            note = "only the first picture is taken as pixels; the others stay normalized floats"
+            face = dataclasses.replace(face, notes=(*face.notes, note))
     if job.quantized_io and precision == "int8":
         face = with_codes(face)
     return {method: face}

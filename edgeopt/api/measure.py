@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -90,7 +91,8 @@ def accuracy(
         runtime += f" (the same program, standing in for {artifact.format})"
     with contextlib.ExitStack() as opened:
         runs = []
-        for _ in range(min(inspector.sessions, os.cpu_count() or 1)):
+        calls = math.ceil(reference.samples.count / (static_batch(artifact) or 1))
+        for _ in range(min(inspector.sessions, os.cpu_count() or 1, calls)):
             session = inspector.load(folder, artifact)
             opened.callback(session.close)
             runs.append(caller(session, artifact))

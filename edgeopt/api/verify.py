@@ -58,6 +58,12 @@ def run_verify(
             checks.append(Check(f"run {artifact.name}", False, str(failure)))
         except EdgeOptError as failure:
             checks.append(Check(f"run {artifact.name}", False, str(failure)))
+        except Exception as failure:
+            # A bundle may be damaged anywhere, and one file's damage must not hide the others.
+            line = " ".join(str(failure).split())[:200]
+            message = f"damaged, or this is a bug: {type(failure).__name__}: {line}"
+            checks.append(Check(f"run {artifact.name}", False, message))
+    checks += _proofs_lost(bundle, proof)
     verdict = _verdict(checks, contracts, proof, unavailable=unavailable)
     return VerifyResult(str(bundle.path), verdict, tuple(checks), tuple(proof), tuple(contracts))
 
@@ -76,6 +82,25 @@ def _verdict(
     if failed or (ran and not unavailable):
         return Verdict.FAIL
     return combine([Verdict.NOT_MEASURED if unavailable else Verdict.PASS])
+
+
+def _proofs_lost(bundle: Bundle, proof: list[ProofResult]) -> list[Check]:
+    """Fail what was bit exact in the build, on a machine as this one, and is not any more."""
+    from edgeopt.runtime_tests.machine import machine
+
+    try:
+        report = bundle.report()
+    except BundleError:
+        return []  # stripped, or damaged: the proofs stand for themselves
+    here = machine()
+    if (report.machine.name, report.machine.features) != (here.name, here.features):
+        return []  # other kernels may round otherwise
+    then = {found.artifact: found.exact for found in report.proof}
+    return [
+        Check(f"proof {p.artifact}", False, f"bit exact when built, not now: {p.first_difference}")
+        for p in proof
+        if p.nodes and not p.exact and then.get(p.artifact)
+    ]
 
 
 def _plan_folder(artifact: Artifact) -> str:
@@ -136,5 +161,9 @@ def _proof(bundle: Bundle, artifact: Artifact) -> list[ProofResult]:
     inspector = inspector_for(artifact.format)
     needed = inspector.proof_reads_programs
     programs = read_programs(bundle, _plan_folder(artifact)) if needed else None
+    if needed and not programs:
+        reason = "not proven: the bundle holds no program of it that can be read"
+        version = inspector.runner().version()
+        return [ProofResult(artifact.name, version, "", 0, 0, 0, False, 0.0, reason)]
     found = inspector.prove(bundle.path, artifact, inputs, programs)
     return [] if found is None else [found]

@@ -168,6 +168,16 @@ def _show_artifacts(report: BuildReport) -> None:
     show_table(Table("Artifacts", heads, rows))
 
 
+def _proven(proof: ProofResult) -> str:
+    if proof.exact:
+        return "bit exact"
+    if not proof.nodes:
+        return "not proven"
+    if proof.equal == proof.elements:
+        return "the outputs differ"
+    return f"{proof.elements - proof.equal} differ, at most {proof.max_lsb:g} LSB"
+
+
 def proof_table(proofs: tuple[ProofResult, ...]) -> Table:
     """Return the integer proofs."""
     rows = tuple(
@@ -176,7 +186,7 @@ def proof_table(proofs: tuple[ProofResult, ...]) -> Table:
             p.runtime,
             str(p.nodes),
             str(p.elements),
-            "bit exact" if p.exact else f"{p.elements - p.equal} differ, at most {p.max_lsb:g} LSB",
+            _proven(p),
             p.first_difference or "-",
         )
         for p in proofs

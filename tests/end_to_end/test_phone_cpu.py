@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
-from edgeopt.api.verify import run_verify
+from edgeopt.api.verify import _proofs_lost, run_verify
 from edgeopt.results import Verdict
 
 pytest.importorskip("executorch")
@@ -69,6 +71,13 @@ def test_the_bundle_verifies_and_damage_is_found(phone: BuildOutcome, tmp_path: 
     assert proof.elements == phone.report.proof[0].elements
     copy = tmp_path / "bundle"
     shutil.copytree(phone.bundle_path, copy)
+    shutil.rmtree(copy / "state")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"] = [f for f in manifest["files"] if not f["path"].startswith("state/")]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    stripped = run_verify(copy)
+    assert stripped.verdict is Verdict.PASS
+    assert stripped.proof[0].first_difference.startswith("not proven: the bundle holds no program")
     data = bytearray((copy / "executorch.pte").read_bytes())
     data[len(data) // 2] ^= 1
     (copy / "executorch.pte").write_bytes(bytes(data))
@@ -120,3 +129,11 @@ def test_a_file_takes_codes(tmp_path: Path) -> None:
     assert proof.exact
     contracts = {c.site: c.holds for c in outcome.report.contracts}
     assert contracts["x:input#0.out"]
+
+
+def test_a_proof_that_no_longer_holds_fails(phone: BuildOutcome) -> None:
+    lost = dataclasses.replace(phone.report.proof[0], exact=False, first_difference="a:b#0 differs")
+    (check,) = _proofs_lost(phone.bundle, [lost])
+    assert (check.name, check.holds) == ("proof executorch", False)
+    assert "a:b#0 differs" in check.message
+    assert _proofs_lost(phone.bundle, [dataclasses.replace(lost, nodes=0)]) == []

@@ -20,6 +20,7 @@ from edgeopt.errors import CheckFailed, ConfigError, ModelError
 from edgeopt.models import load_model
 from edgeopt.reference import FloatReference
 from edgeopt.results import AccuracyResult
+from edgeopt.runtime_tests import accuracy
 from edgeopt.runtime_tests.accuracy import (
     ReferenceOutputs,
     judge,
@@ -377,25 +378,40 @@ def test_real_pictures_are_judged_through_a_fixed_batch(assets: Path) -> None:
 class Rows(nn.Module):
     """Says how many samples each call brought."""
 
-    def __init__(self, *, summed: bool = False) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.calls: list[int] = []
-        self.summed = summed
+        self.kind = kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls.append(len(x))
-        return x.sum((1, 2)) if not self.summed else x.sum()[None]
+        if self.kind == "summed":
+            return x.sum()[None]
+        if self.kind == "constant":
+            return torch.arange(4.0)[:, None]  # as many rows as the first piece
+        return x.mean((1, 2), keepdim=True).squeeze()  # no rows for a single sample
 
 
-@pytest.mark.parametrize("summed", [False, True])
-def test_large_samples_go_to_the_reference_in_small_batches(summed: bool) -> None:
-    pictures = np.random.default_rng(0).normal(size=(7, 500, 500)).astype(np.float32)
+@pytest.mark.parametrize(
+    ("kind", "calls"), [("squeezed", [4, 3, 3]), ("summed", [4, 10]), ("constant", [4, 3, 10])]
+)
+def test_large_samples_go_to_the_reference_in_small_batches(kind: str, calls: list[int]) -> None:
+    pictures = np.random.default_rng(0).normal(size=(10, 500, 500)).astype(np.float32)
     samples = as_samples(pictures, example=Batch((torch.zeros(2, 500, 500),)))
-    reference = FloatReference(Rows(summed=summed))
+    reference = FloatReference(Rows(kind))
     (pair,) = ReferenceOutputs(reference, samples).pairs()
-    assert reference.module.calls == ([2, 7] if summed else [2, 2, 2, 1])
+    assert reference.module.calls == calls
     want = reference.outputs(Batch((torch.from_numpy(pictures),)))[0]
     np.testing.assert_allclose(pair[1][0], want.numpy(), rtol=1e-4, atol=1e-2)
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_no_piece_is_a_single_sample_and_sizes_differ(count: int, most: int) -> None:
+    sizes = accuracy._piece_sizes(count, most)
+    assert sum(sizes) == count
+    assert min(sizes) >= min(count, 2)
+    assert len(sizes) == 1 or len(set(sizes)) > 1
+    assert len(sizes) == 1 or max(sizes) <= max(3, most) + 1
 
 
 def test_sessions_side_by_side_keep_the_order_of_the_samples() -> None:
