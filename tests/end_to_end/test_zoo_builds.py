@@ -120,18 +120,18 @@ def test_the_bundle_verifies(host: BuildOutcome) -> None:
     assert {c.kind for c in result.contracts} == {"quantized"}
 
 
-def test_a_damaged_weight_is_found(host: BuildOutcome, tmp_path: Path) -> None:
+def test_a_damaged_weight_is_found(orin: BuildOutcome, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "bundle"
-    shutil.copytree(host.bundle_path, copy)
-    model = copy / "onnxruntime.onnx"
+    shutil.copytree(orin.bundle_path, copy)
+    model = copy / "tensorrt.onnx"
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
     model.write_bytes(bytes(data))
     result = run_verify(copy)
     assert result.verdict is Verdict.FAIL
-    assert [c.name for c in result.checks if not c.holds] == ["file onnxruntime.onnx"]
+    assert [c.name for c in result.checks if not c.holds] == ["file tensorrt.onnx"]
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -196,12 +196,11 @@ def test_a_stand_in_alone_gives_no_verdict(tmp_path: Path) -> None:
     assert {x.verdict for x in outcome.report.limits} == {Verdict.NOT_MEASURED}
 
 
-def test_keeping_the_worst_layer_float_raises_the_snr(
-    mobilenet: BuildOutcome, tmp_path: Path
-) -> None:
-    worst = mobilenet.report.drift[0].site
-    better = _build("zoo:mobilenet", "host", tmp_path / "b", keep_float=(worst,), drift=False)
-    before, after = mobilenet.report.accuracy[0].snr_db, better.report.accuracy[0].snr_db
+def test_keeping_the_worst_layer_float_raises_the_snr(tmp_path: Path) -> None:
+    plain = _build(SMALL, "host", tmp_path / "a")
+    worst = plain.report.drift[0].site
+    better = _build(SMALL, "host", tmp_path / "b", keep_float=(worst,), drift=False)
+    before, after = plain.report.accuracy[0].snr_db, better.report.accuracy[0].snr_db
     assert before is not None
     assert after is not None
     assert after > before
@@ -249,16 +248,16 @@ def test_the_users_module_and_an_older_bundle_survive_a_failed_build(tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_hash_of_the_weights_is_in_the_lock(host: BuildOutcome) -> None:
+def test_hash_of_the_weights_is_in_the_lock(orin: BuildOutcome) -> None:
     from edgeopt.api.lock import read_lock
 
-    lock = read_lock(host.bundle_path / "edgeopt.lock")
+    lock = read_lock(orin.bundle_path / "edgeopt.lock")
     assert set(lock.hashes) == {"weights", "structure", "recipe", "profile", "calibration"}
     assert all(len(h) == len(hashlib.sha256().hexdigest()) for h in lock.hashes.values())
 
 
 def test_a_lock_of_other_weights_is_refused_before_anything_is_built(
-    host: BuildOutcome, tmp_path: Path
+    orin: BuildOutcome, tmp_path: Path
 ) -> None:
     import dataclasses
 
@@ -266,7 +265,7 @@ def test_a_lock_of_other_weights_is_refused_before_anything_is_built(
     from edgeopt.errors import CheckFailed
     from edgeopt.files import to_json
 
-    lock = read_lock(host.bundle_path / "edgeopt.lock")
+    lock = read_lock(orin.bundle_path / "edgeopt.lock")
     other = dataclasses.replace(lock, hashes={**lock.hashes, "weights": "0" * 64})
     path = tmp_path / "edgeopt.lock"
     path.write_text(to_json(other))
