@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,6 @@ def test_latency_is_measured_here_and_never_gated_as_the_phones(phone: BuildOutc
 
 
 def test_the_bundle_verifies_and_damage_is_found(phone: BuildOutcome, tmp_path: Path) -> None:
-    import shutil
-
     result = run_verify(phone.bundle_path)
     assert result.verdict is Verdict.PASS
     assert {c.kind for c in result.contracts} == {"quantized"}
@@ -137,3 +136,17 @@ def test_a_proof_that_no_longer_holds_fails(phone: BuildOutcome) -> None:
     assert (check.name, check.holds) == ("proof executorch", False)
     assert "a:b#0 differs" in check.message
     assert _proofs_lost(phone.bundle, [dataclasses.replace(lost, nodes=0)]) == []
+
+
+def test_a_damaged_description_fails_in_one_line(phone: BuildOutcome, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(phone.bundle_path, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["artifacts"][0]["methods"] = []
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    result = run_verify(copy)
+    assert result.verdict is Verdict.FAIL
+    (check,) = [c for c in result.checks if not c.holds]
+    assert check.name == "run executorch"
+    assert "\n" not in check.message
+    assert "golden executorch-float32" in [c.name for c in result.checks if c.holds]

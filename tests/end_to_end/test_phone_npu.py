@@ -116,6 +116,8 @@ def test_bad_wishes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*bare, "--input", "uint8-nhwc"]) == 2
     wanted = "neither the model nor its data say how pictures are normalized"
     assert wanted in capsys.readouterr().err
+    assert main([*bare, "--quantized-io"]) == 2
+    assert "--quantized-io: recipe float quantizes nothing" in capsys.readouterr().err
     assert main([*bare, "--dynamic", "batch"]) == 2
     assert "the NPU's graphs have fixed shapes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
