@@ -22,7 +22,7 @@ import numpy as np
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
 from edgeopt.results import AccuracyResult, Pace
 from edgeopt.runtime_tests.latency import Subject, compare, subject
-from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
+from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 from edgeopt.target import load_profile
 
 

@@ -16,16 +16,16 @@ from edgeopt import edges, program
 from edgeopt.artifact import Artifact, IOQuantization, IOSpec, Method, Pixels
 from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.errors import ExportError
-from edgeopt.exporters import hexagon
-from edgeopt.exporters.onnx_tensors import OnnxTensors
-from edgeopt.exporters.qnn import QnnExporter
+from edgeopt.exporters.onnx.tensors import OnnxTensors
+from edgeopt.exporters.qnn import hexagon
+from edgeopt.exporters.qnn.exporter import QnnExporter
 from edgeopt.file_interface import Interface, with_codes, with_pixels
 from edgeopt.io_forms import model_inputs
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
 from edgeopt.reference import snr_db
 from edgeopt.state import ModelState
 from edgeopt.target import load_rules
-from tests.exporters.qnn_models import request
+from tests.exporters.qnn.models import request
 from tests.models import X86, context, run
 
 IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -239,7 +239,7 @@ def test_a_format_that_takes_floats_only_says_so() -> None:
     from types import SimpleNamespace
 
     from edgeopt.api.compile import _interfaces
-    from edgeopt.exporters.tensorrt import TensorRTExporter
+    from edgeopt.exporters.tensorrt.exporter import TensorRTExporter
 
     _, exported = quantized(IMAGENET)
     job = SimpleNamespace(pixels=IMAGENET, quantized_io=True)

@@ -377,14 +377,14 @@ def _cuda_capability() -> str:
 
 def _why_not(runtime: str) -> str:
     if runtime == "onnxruntime":
-        from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
+        from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner().unavailable() or ""
     if runtime == "tensorrt":
         missing = find_spec("tensorrt") is None
         return "TensorRT is not installed" if missing else ""
     if runtime == "executorch":
-        from edgeopt.runtime_tests.executorch_runner import ExecuTorchRunner
+        from edgeopt.runtime_tests.executorch.runner import ExecuTorchRunner
 
         return ExecuTorchRunner().unavailable() or ""
     if runtime == "qnn":

@@ -16,10 +16,10 @@ def exporter_for(format_: str) -> Exporter:
     Raises:
         ConfigError: If there is none; the nearest is suggested.
     """
-    from edgeopt.exporters.executorch import ExecuTorchExporter
-    from edgeopt.exporters.onnx import OnnxExporter
-    from edgeopt.exporters.qnn import QnnExporter
-    from edgeopt.exporters.tensorrt import TensorRTExporter
+    from edgeopt.exporters.executorch.exporter import ExecuTorchExporter
+    from edgeopt.exporters.onnx.exporter import OnnxExporter
+    from edgeopt.exporters.qnn.exporter import QnnExporter
+    from edgeopt.exporters.tensorrt.exporter import TensorRTExporter
 
     exporters = (OnnxExporter, TensorRTExporter, ExecuTorchExporter, QnnExporter)
     known: dict[str, type[Exporter]] = {e.format: e for e in exporters}
@@ -34,9 +34,9 @@ def inspector_for(format_: str) -> Inspector:
     Raises:
         ConfigError: If there is none; the nearest is suggested.
     """
-    from edgeopt.runtime_tests.inspect_executorch import ExecuTorchInspector
-    from edgeopt.runtime_tests.inspect_onnx import OnnxInspector, TensorRTInspector
-    from edgeopt.runtime_tests.inspect_qnn import QnnInspector
+    from edgeopt.runtime_tests.executorch.inspector import ExecuTorchInspector
+    from edgeopt.runtime_tests.onnxruntime.inspector import OnnxInspector, TensorRTInspector
+    from edgeopt.runtime_tests.qnn.inspector import QnnInspector
 
     inspectors = (OnnxInspector, TensorRTInspector, ExecuTorchInspector, QnnInspector)
     known: dict[str, type[Inspector]] = {i.format: i for i in inspectors}

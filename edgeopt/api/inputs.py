@@ -321,7 +321,7 @@ def _compilers(targets: tuple[Target, ...]) -> dict[str, str]:
     """Return the versions of compilers whose output is part of the bundle."""
     if all(target.format != "qnn" for target in targets):
         return {}
-    from edgeopt.exporters import hexagon
+    from edgeopt.exporters.qnn import hexagon
 
     name = "onnxruntime-qnn"
     return {name: hexagon.tool_versions().get(name, "not installed")}

@@ -201,7 +201,7 @@ def _of_file(place: Path) -> Side:
 def _read_file(place: Path, format_: str) -> tuple[tuple[Method, ...], tuple[str, ...]]:
     """Return a plain file's methods, and the files beside it that it needs."""
     if format_ == "onnx":
-        from edgeopt.exporters.onnx_signature import read_signature
+        from edgeopt.exporters.onnx.signature import read_signature
 
         signature = read_signature(place)
         return (signature.method,), signature.external
@@ -211,7 +211,7 @@ def _read_file(place: Path, format_: str) -> tuple[tuple[Method, ...], tuple[str
 
 
 def _executorch_methods(place: Path) -> tuple[Method, ...]:
-    from edgeopt.exporters.executorch_file import FileTensor, read_file
+    from edgeopt.exporters.executorch.file import FileTensor, read_file
 
     def specs(tensors: tuple[FileTensor, ...]) -> tuple[IOSpec, ...]:
         return tuple(

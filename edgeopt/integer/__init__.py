@@ -1,0 +1,1 @@
+"""Integer arithmetic as runtimes do it, and the reference executor."""

@@ -1,0 +1,1 @@
+"""The report: data to HTML, Markdown and JUnit."""

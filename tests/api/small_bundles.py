@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.artifact import Artifact, Manifest, Method, Preprocessing
 from edgeopt.bundle import entries, write_golden, write_manifest
-from edgeopt.exporters.onnx_signature import read_signature
+from edgeopt.exporters.onnx.signature import read_signature
 from edgeopt.files import to_json
 from edgeopt.results import (
     AccuracyResult,

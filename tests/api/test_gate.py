@@ -29,7 +29,7 @@ TENSORRT = Small(format="tensorrt", profile="orin", target="tensorrt")
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the memory from a table: a test of reports needs no processes."""
     monkeypatch.setattr(
-        "edgeopt.runtime_tests.memory.peak_memory",
+        "edgeopt.runtime_tests.onnxruntime.memory.peak_memory",
         lambda name, _path: MemoryResult(name, 60.0, 50.0, "made up"),
     )
 

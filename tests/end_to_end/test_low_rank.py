@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import edgeopt
 from edgeopt.api.build import BuildOutcome
 from edgeopt.errors import ConfigError
-from edgeopt.exporters.onnx_tensors import OnnxTensors
+from edgeopt.exporters.onnx.tensors import OnnxTensors
 
 RECIPE = """
 schema = 1

@@ -11,12 +11,12 @@ import pytest
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
 from edgeopt.cli import main
 from edgeopt.errors import ConfigError
-from edgeopt.exporters import hexagon
+from edgeopt.exporters.qnn import hexagon
 from edgeopt.files import sha256
 from edgeopt.results import Verdict
 from edgeopt.runtime_tests.base import LoadOptions
-from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
-from edgeopt.runtime_tests.qnn_runner import QnnRunner
+from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
+from edgeopt.runtime_tests.qnn.runner import QnnRunner
 
 needs_compiler = pytest.mark.skipif(
     hexagon.unavailable() is not None, reason=str(hexagon.unavailable())

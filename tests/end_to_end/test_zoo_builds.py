@@ -12,7 +12,7 @@ from edgeopt.api.verify import run_verify
 from edgeopt.bundle import UNLISTED
 from edgeopt.files import sha256
 from edgeopt.results import Verdict
-from edgeopt.runtime_tests.tensorrt_rtx import unavailable
+from edgeopt.runtime_tests.tensorrt.rtx_compiler import unavailable
 
 SMALL = f"{Path(__file__).resolve().parents[1] / 'factories' / 'small_cnn.py'}:load"
 """Where the options of a build are tested, and any model will do."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from edgeopt import edges, program
 from edgeopt.contracts import NMSparse
 from edgeopt.exporters.base import ExportRequest
-from edgeopt.exporters.onnx import OnnxExporter
-from edgeopt.exporters.onnx_tensors import OnnxTensors
+from edgeopt.exporters.onnx.exporter import OnnxExporter
+from edgeopt.exporters.onnx.tensors import OnnxTensors
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
 from tests.models import QUANTIZE, context, normal, run, seeded
 

@@ -220,7 +220,7 @@ def test_a_single_block_is_resampled_call_by_call() -> None:
 def test_times_a_real_file(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from edgeopt.runtime_tests.onnxruntime_runner import OnnxRuntimeRunner
+    from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 
     make = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(

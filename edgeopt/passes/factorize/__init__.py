@@ -1,0 +1,1 @@
+"""Low-rank factors in place of a weight."""

@@ -1,0 +1,1 @@
+"""Operators that another one takes in."""

@@ -1,0 +1,1 @@
+"""The form that a runtime wants of a quantized graph."""

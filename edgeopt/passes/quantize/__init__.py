@@ -1,0 +1,1 @@
+"""Plan, calibrate, quantize."""

@@ -1,0 +1,1 @@
+"""ONNX: explicitly quantized files."""

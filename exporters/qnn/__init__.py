@@ -1,0 +1,1 @@
+"""Qualcomm's Hexagon: context binaries, compiled from ONNX files."""

@@ -1,0 +1,1 @@
+"""TensorRT: an ONNX file with what builds its engine on the device."""

@@ -1,0 +1,1 @@
+"""ExecuTorch's runtime: run, inspect, prove `.pte` files."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: run, inspect, prove ONNX files."""

@@ -1,0 +1,161 @@
+"""ONNX files in ONNX Runtime, and TensorRT's ONNX files through TensorRT-RTX's compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from edgeopt.artifact import Artifact
+from edgeopt.contracts import FileTensors
+from edgeopt.errors import ExportError, RuntimeUnavailable
+from edgeopt.results import MemoryResult, ProofResult
+from edgeopt.runtime_tests.base import Arrays, Runner
+from edgeopt.runtime_tests.inspection import Inspector, Structure
+from edgeopt.target import Target
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+class OnnxInspector(Inspector):
+    """ONNX files: ONNX Runtime runs them, and its saved optimized graph tells what it does."""
+
+    format: ClassVar[str] = "onnx"
+
+    def runner(self) -> Runner:
+        from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner()
+
+    def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
+        from edgeopt.runtime_tests.onnxruntime.graph import placement
+        from edgeopt.runtime_tests.onnxruntime.runner import save_optimized
+
+        plain = counted(folder, artifact)
+        runner = self.runner()
+        reason = runner.unavailable()
+        if reason is not None:
+            return dataclasses.replace(plain, warnings=(f"{artifact.name}: {reason}",))
+        path = folder / artifact.model_file.path
+        with tempfile.TemporaryDirectory() as work:
+            optimized = Path(work) / "optimized.onnx"
+            save_optimized(path, optimized)
+            sizes = _open_sizes(artifact) or {}
+            made = {
+                s.name: np.ones(sizes[s.name], s.dtype) for s in artifact.methods[0].inputs if sizes
+            }
+            placed = placement(
+                artifact.name, path, optimized, tensor_map=artifact.tensor_map, inputs=made or None
+            )
+        return Structure(
+            plain.macs,
+            placed.int8_share,
+            len(placed.float_weighted),
+            placed.rows,
+            {
+                "compiler": runner.version(),
+                "operators": {p: dict(c) for p, c in placed.counts.items()},
+            },
+        )
+
+    def tensors(self, folder: Path, artifact: Artifact) -> FileTensors:
+        from edgeopt.exporters.onnx.tensors import OnnxTensors
+
+        return OnnxTensors(folder / artifact.model_file.path, artifact)
+
+    def stored(self, path: Path) -> Iterable[tuple[str, str, int]]:
+        from edgeopt.exporters.onnx.tensors import stored_tensors
+
+        return stored_tensors(path)
+
+    def prove(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        inputs: Arrays,
+        programs: Mapping[str, ExportedProgram] | None = None,
+    ) -> ProofResult | None:
+        from edgeopt.runtime_tests.onnxruntime.proof import prove
+
+        return prove(artifact.name, folder / artifact.model_file.path, inputs)
+
+    def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
+        from edgeopt.runtime_tests.onnxruntime.memory import peak_memory
+
+        return peak_memory(artifact.name, folder / artifact.model_file.path)
+
+
+class TensorRTInspector(OnnxInspector):
+    """TensorRT's ONNX files: ONNX Runtime runs the same program, TensorRT-RTX compiles it."""
+
+    format: ClassVar[str] = "tensorrt"
+    stands_in: ClassVar[bool] = True
+    times_here: ClassVar[bool] = False
+
+    def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
+        plain = counted(folder, artifact)
+        compile_for = str(target.options.get("compile_for", ""))
+        # The yardstick is compiled only where it is run: its types are its file's.
+        if not compile_for or artifact.precision != "int8":
+            return plain
+        from edgeopt.runtime_tests.tensorrt.rtx_compiler import (
+            ShapeRange,
+            compile_report,
+            unavailable,
+        )
+
+        reason = unavailable()
+        if reason is not None:
+            note = f"{artifact.name}: not compiled: {reason}; types are counted in the file instead"
+            return dataclasses.replace(plain, warnings=(note,))
+        sizes = _open_sizes(artifact) or {}
+        profiles = {name: ShapeRange(shape, shape, shape) for name, shape in sizes.items()}
+        path = folder / artifact.model_file.path
+        try:
+            report = compile_report(path, compile_for, artifact=artifact.name, profiles=profiles)
+        except RuntimeUnavailable as failure:
+            note = f"{artifact.name}: not compiled: {failure}"
+            return dataclasses.replace(plain, warnings=(note,))
+        except ExportError as failure:
+            raise ExportError(
+                f"{artifact.name}: the TensorRT-RTX compiler refuses it: {failure}"
+            ) from None
+        return Structure(
+            report.macs, report.int8_macs, plain.float_gemms, report.operators, report.summary()
+        )
+
+    def prove(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        inputs: Arrays,
+        programs: Mapping[str, ExportedProgram] | None = None,
+    ) -> ProofResult | None:
+        return None  # what stands in has another arithmetic
+
+    def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
+        return None
+
+
+def counted(folder: Path, artifact: Artifact) -> Structure:
+    """Count the products of an ONNX file by its own types, without any runtime."""
+    from edgeopt.exporters.onnx.macs import multiplications
+
+    products = multiplications(folder / artifact.model_file.path, _open_sizes(artifact))
+    macs = sum(p.macs for p in products)
+    floats = sum(1 for p in products if p.weight and not p.quantized)
+    share = sum(p.macs for p in products if p.quantized) / macs if macs else None
+    return Structure(macs, share, floats, ())
+
+
+def _open_sizes(artifact: Artifact) -> dict[str, tuple[int, ...]] | None:
+    """Return the inputs' shapes at the artifact's own lengths, or None where all are fixed."""
+    inputs = artifact.methods[0].inputs
+    if all(isinstance(d, int) for spec in inputs for d in spec.shape):
+        return None
+    return {spec.name: tuple(d if isinstance(d, int) else 1 for d in spec.shape) for spec in inputs}

@@ -1,0 +1,1 @@
+"""TensorRT: what its compilers say of a file."""
