@@ -20,10 +20,10 @@ import cases
 import numpy as np
 
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
-from edgeopt.results import AccuracyResult, Pace
+from edgeopt.devices.profile import load_profile
+from edgeopt.results.reports import AccuracyResult, Pace
 from edgeopt.runtime_tests.latency import Subject, compare, subject
 from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
-from edgeopt.target import load_profile
 
 
 def row(name: str, outcome: BuildOutcome) -> str:
@@ -83,7 +83,7 @@ def peer_file(outcome: BuildOutcome, calibration: np.ndarray[Any, Any], folder: 
 
 def peer_line(outcome: BuildOutcome, options: BuildOptions, folder: Path) -> str:
     """Time edgeopt's INT8 file against the peer's, interleaved."""
-    from edgeopt.models import load_model
+    from edgeopt.models.load import load_model
 
     loaded = load_model(str(options.model))
     samples = loaded.calibration if options.calib is None else loaded.data(options.calib)

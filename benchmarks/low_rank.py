@@ -31,14 +31,14 @@ import torch
 from torch import nn
 
 import edgeopt
+from edgeopt.analysis.moments import SecondMoment, input_moments
+from edgeopt.devices.profile import LowRankRule, load_profile
 from edgeopt.errors import ConfigError
-from edgeopt.low_rank import output_error
+from edgeopt.numerics.low_rank import output_error
 from edgeopt.passes.factorize.factorize_svd import FactorizeSVD, FactorizeSVDConfig
 from edgeopt.passes.factorize.sites import LowRank, matrix, vectors
-from edgeopt.pipeline import Pipeline
-from edgeopt.state import Batch, ModelState, PassContext
-from edgeopt.statistics import SecondMoment, input_moments
-from edgeopt.target import LowRankRule, load_profile
+from edgeopt.pipeline.pipeline import Pipeline
+from edgeopt.pipeline.state import Batch, ModelState, PassContext
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (0.9, 0.8, 0.7, 0.6)

@@ -24,8 +24,8 @@ import numpy as np
 from edgeopt.api.build import BuildOptions, run_build
 from edgeopt.data import Samples
 from edgeopt.exporters.qnn.hexagon import Simulator, compile_context, parse_chips, read_context
-from edgeopt.loaded_model import LoadedModel
-from edgeopt.models import load_model
+from edgeopt.models.load import load_model
+from edgeopt.models.loaded import LoadedModel
 from edgeopt.runtime_tests.base import LoadOptions
 from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch.export import ExportedProgram
 
-from edgeopt.artifact import Artifact
-from edgeopt.state import MethodExample
-from edgeopt.target import Target
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.devices.profile import Target
+from edgeopt.pipeline.state import MethodExample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 
 from edgeopt.data import LabelledBatch, Samples, overlap
 from edgeopt.errors import CheckFailed, ConfigError, ModelError
-from edgeopt.reference import FloatReference
-from edgeopt.results import AccuracyResult
+from edgeopt.pipeline.reference import FloatReference
+from edgeopt.pipeline.state import Batch
+from edgeopt.results.reports import AccuracyResult
 from edgeopt.runtime_tests.metrics import Metric, Outputs, answers, resolve_metric
-from edgeopt.state import Batch
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[tuple[Array, ...]], Sequence[Array]]

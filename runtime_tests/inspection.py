@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeopt.artifact import Artifact
-from edgeopt.contracts import FileTensors
-from edgeopt.results import MemoryResult, OperatorRow, ProofResult, SizeRow
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.contracts.contract import FileTensors
+from edgeopt.devices.profile import Target
+from edgeopt.results.reports import MemoryResult, OperatorRow, ProofResult, SizeRow
 from edgeopt.runtime_tests.base import Arrays, LoadOptions, Runner, Session
-from edgeopt.target import Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

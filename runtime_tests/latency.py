@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgeopt.results import Comparison, LatencyResult, Machine, Pace, Percentile
+from edgeopt.devices.machine import machine
+from edgeopt.devices.profile import Protocol as LatencyProtocol
+from edgeopt.results.reports import Comparison, LatencyResult, Machine, Pace, Percentile
 from edgeopt.runtime_tests.base import Arrays, LoadOptions, RemoteSession, Runner, Session
-from edgeopt.runtime_tests.machine import machine
-from edgeopt.target import Protocol as LatencyProtocol
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int | None], None]

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeopt.artifact import Artifact, Manifest
+from edgeopt.artifacts.artifact import Artifact, Manifest
 from edgeopt.errors import BundleError
 from edgeopt.files import read_json
-from edgeopt.results import SCHEMA_VERSION, LatencyResult, Machine, Measured, Percentile
+from edgeopt.results.reports import SCHEMA_VERSION, LatencyResult, Machine, Measured, Percentile
 
 
 def attach(measured_path: Path, manifest: Manifest) -> tuple[Measured, LatencyResult]:

@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgeopt.results import Comparison, MemoryResult
+from edgeopt.devices.machine import machine
+from edgeopt.devices.profile import Protocol
+from edgeopt.results.reports import Comparison, MemoryResult
 from edgeopt.runtime_tests.latency import (
     MIN_BLOCKS,
     RESAMPLES,
@@ -27,8 +29,6 @@ from edgeopt.runtime_tests.latency import (
     paired,
     shape,
 )
-from edgeopt.runtime_tests.machine import machine
-from edgeopt.target import Protocol
 
 LOOKS = 4
 LEVEL = 1 - 0.0182

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from edgeopt.results import BuildReport
+    from edgeopt.results.reports import BuildReport
 
 ROOT = Path(__file__).resolve().parent.parent
 OFF = ("", "0", "false")

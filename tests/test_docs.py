@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.verify import invariants
+from edgeopt.pipeline.verifier.check import invariants
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -157,8 +157,8 @@ def test_a_wheel_holds_every_module_and_data_file(installed: Path) -> None:
 def test_an_installed_copy_works_from_elsewhere(installed: Path, tmp_path: Path) -> None:
     code = (
         "import edgeopt, edgeopt.exporters.base, edgeopt.runtime_tests.base\n"
-        "from edgeopt.target import load_profile, profile_names\n"
-        "from edgeopt.recipe import load_recipe, recipe_names\n"
+        "from edgeopt.devices.profile import load_profile, profile_names\n"
+        "from edgeopt.recipes.recipe import load_recipe, recipe_names\n"
         "assert profile_names() and recipe_names()\n"
         "[load_profile(n) for n in profile_names()], [load_recipe(n) for n in recipe_names()]\n"
         "print(edgeopt.__file__)"

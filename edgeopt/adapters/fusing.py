@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeopt.adapters.delta import Part, fuse
+from edgeopt.adapters.deltas.delta import Part, fuse
 from edgeopt.adapters.matching import Match, match
-from edgeopt.adapters.peft_folder import Adapter
+from edgeopt.adapters.peft.folder import Adapter
 from edgeopt.errors import AdapterError, ConfigError
-from edgeopt.verify import tied_contracts
+from edgeopt.pipeline.verifier.check import tied_contracts
 
 
 @dataclasses.dataclass(frozen=True)

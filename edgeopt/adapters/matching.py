@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from edgeopt.adapters.delta import Part
-from edgeopt.adapters.peft_folder import COUNTER, Adapter, LoraFactors
+from edgeopt.adapters.deltas.delta import Part
+from edgeopt.adapters.peft.folder import COUNTER, Adapter, LoraFactors
 from edgeopt.errors import AdapterError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

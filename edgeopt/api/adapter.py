@@ -10,21 +10,21 @@ from typing import Any
 
 import edgeopt
 from edgeopt.adapters.fusing import parse_spec
-from edgeopt.adapters.peft_folder import CONFIG, WEIGHTS, Adapter, read_adapter
-from edgeopt.api.lock import key_of
-from edgeopt.artifact import FileEntry
-from edgeopt.compiler_pass import Pass
+from edgeopt.adapters.peft.folder import CONFIG, WEIGHTS, Adapter, read_adapter
+from edgeopt.api.building.lock import key_of
+from edgeopt.artifacts.artifact import FileEntry
+from edgeopt.devices.profile import DeviceProfile, load_profile
 from edgeopt.errors import AdapterError, BundleError, ConfigError, PipelineError
 from edgeopt.files import atomic_folder, sha256, to_json, write_text
-from edgeopt.loaded_model import LoadedModel
-from edgeopt.models import load_model
+from edgeopt.models.load import load_model
+from edgeopt.models.loaded import LoadedModel
+from edgeopt.models.weights import check_finite
 from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
-from edgeopt.pipeline import Pipeline
-from edgeopt.reference import digest as weights_digest
-from edgeopt.results import SCHEMA_VERSION
-from edgeopt.state import ModelState, PassContext, PassRecord, no_progress
-from edgeopt.target import DeviceProfile, load_profile
-from edgeopt.weights import check_finite
+from edgeopt.pipeline.compiler_pass import Pass
+from edgeopt.pipeline.pipeline import Pipeline
+from edgeopt.pipeline.reference import digest as weights_digest
+from edgeopt.pipeline.state import ModelState, PassContext, PassRecord, no_progress
+from edgeopt.results.reports import SCHEMA_VERSION
 
 FUSED = "fused.json"
 MODEL = "model.safetensors"

@@ -22,8 +22,9 @@ from edgeopt.app_assets.manifest import (
 )
 from edgeopt.app_assets.platforms import PLATFORMS, Platform, platform
 from edgeopt.app_assets.vectors import INDEX, read_vectors, write_vectors
-from edgeopt.artifact import Artifact
-from edgeopt.bundle import Bundle, entries, read_golden
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.bundle import Bundle, entries, read_golden
+from edgeopt.devices.profile import load_profile, load_rules
 from edgeopt.errors import (
     BundleError,
     CheckFailed,
@@ -33,9 +34,8 @@ from edgeopt.errors import (
     RuntimeUnavailable,
 )
 from edgeopt.files import atomic_folder, inside, sha256, to_json, write_text
-from edgeopt.results import Check, Verdict
-from edgeopt.state import no_progress
-from edgeopt.target import load_profile, load_rules
+from edgeopt.pipeline.state import no_progress
+from edgeopt.results.reports import Check, Verdict
 
 LABELS = "labels.txt"
 PREPROCESSING = "preprocessing.json"

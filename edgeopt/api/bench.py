@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.api.formats import SUFFIXES, inspector_for
-from edgeopt.bundle import Bundle
+from edgeopt.artifacts.bundle import Bundle
+from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, RuntimeUnavailable
-from edgeopt.results import BenchResult
-from edgeopt.state import no_progress
-from edgeopt.target import Protocol
+from edgeopt.pipeline.state import no_progress
+from edgeopt.results.reports import BenchResult
 
 
 @dataclasses.dataclass(frozen=True)

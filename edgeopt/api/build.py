@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import edgeopt
-from edgeopt.api import compile as compiling
-from edgeopt.api import limits as judging
-from edgeopt.api import packing
-from edgeopt.api.compile import Branch
-from edgeopt.api.inputs import resolve
-from edgeopt.api.judgement import Judgement, Wishes, Written
-from edgeopt.api.lock import options_from_lock, read_lock
-from edgeopt.api.options import BuildOptions
-from edgeopt.artifact import Artifact
-from edgeopt.bundle import Bundle
-from edgeopt.compiler_pass import WARNING
+from edgeopt.api.building import job as compiling
+from edgeopt.api.building import judging, packing
+from edgeopt.api.building.inputs import resolve
+from edgeopt.api.building.job import Branch
+from edgeopt.api.building.judgement import Judgement, Wishes, Written
+from edgeopt.api.building.lock import options_from_lock, read_lock
+from edgeopt.api.building.options import BuildOptions
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.bundle import Bundle
+from edgeopt.devices.profile import Target
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.files import atomic_folder
-from edgeopt.loaded_model import LoadedModel, from_module
-from edgeopt.results import BuildReport, combine
-from edgeopt.state import ModelState, no_progress
-from edgeopt.target import Target
+from edgeopt.models.loaded import LoadedModel, from_module
+from edgeopt.pipeline.compiler_pass import WARNING
+from edgeopt.pipeline.state import ModelState, no_progress
+from edgeopt.results.reports import BuildReport, combine
 
 __all__ = ["BuildOptions", "BuildOutcome", "build", "options_from_lock", "run_build"]
 
@@ -196,7 +195,7 @@ class _Build:
     def _judge(
         self, folder: Path, trunk: ModelState, branches: list[Branch], written: list[Written]
     ) -> BuildReport:
-        from edgeopt.runtime_tests.machine import machine
+        from edgeopt.devices.machine import machine
 
         options, inputs, job = self._options, self._inputs, self._inputs.job
         wishes = Wishes(

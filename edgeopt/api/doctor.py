@@ -8,8 +8,8 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgeopt.results import SCHEMA_VERSION, Machine
-from edgeopt.torchvision_operators import import_torchvision
+from edgeopt.models.torchvision_operators import import_torchvision
+from edgeopt.results.reports import SCHEMA_VERSION, Machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ _CPU_FEATURES = {
 def run_doctor() -> DoctorResult:
     """Look at this machine."""
     import edgeopt
-    from edgeopt.runtime_tests.machine import machine as describe
+    from edgeopt.devices.machine import machine as describe
 
     machine = describe()
     return DoctorResult(
@@ -328,7 +328,7 @@ def _cpu_features(present: frozenset[str]) -> tuple[CpuFeature, ...]:
 
 
 def _measurable() -> tuple[Measurable, ...]:
-    from edgeopt.target import load_profile, profile_names
+    from edgeopt.devices.profile import load_profile, profile_names
 
     found = []
     for name in profile_names():

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.api.formats import inspector_for
-from edgeopt.api.sides import Side, facts_of, open_sides
+from edgeopt.api.gating.opening import Side, facts_of, open_sides
+from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, RuntimeUnavailable, nearest
-from edgeopt.gating.facts import ACCURACY, COUNTED, Facts, accuracy, attached, counted
-from edgeopt.gating.judge import Found, judge, verdict_of
-from edgeopt.gating.quantities import Bound, bounds
-from edgeopt.gating.results import GateLimit, GateResult, combine
-from edgeopt.results import Comparison, MemoryResult, Verdict
-from edgeopt.state import no_progress
-from edgeopt.target import Protocol
+from edgeopt.limits.facts import ACCURACY, COUNTED, Facts, accuracy, attached, counted
+from edgeopt.limits.judge import Found, judge, verdict_of
+from edgeopt.limits.quantities import Bound, bounds
+from edgeopt.limits.results import GateLimit, GateResult, combine
+from edgeopt.pipeline.state import no_progress
+from edgeopt.results.reports import Comparison, MemoryResult, Verdict
 
 if TYPE_CHECKING:
     from edgeopt.runtime_tests.latency import Subject
@@ -96,7 +96,7 @@ class _Gate:
 
     def run(self) -> GateResult:
         """Judge everything."""
-        from edgeopt.runtime_tests.machine import machine
+        from edgeopt.devices.machine import machine
 
         started = time.monotonic()
         here = machine()

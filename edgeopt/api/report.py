@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeopt.bundle import REPORT, REPORT_HTML, Bundle
+from edgeopt.artifacts.bundle import REPORT, REPORT_HTML, Bundle
 from edgeopt.errors import BundleError, CheckFailed, ProfileError
 from edgeopt.files import inside, to_json, write_text
-from edgeopt.results import (
+from edgeopt.results.reports import (
     SCHEMA_VERSION,
     BuildReport,
     LatencyResult,
@@ -108,7 +108,7 @@ def with_measurement(
 
 def _is_the_device(profile: str, device: str) -> tuple[bool, str]:
     """Tell whether a device's own name fits the profile, and what to warn of."""
-    from edgeopt.target import load_profile
+    from edgeopt.devices.profile import load_profile
 
     try:
         known = load_profile(profile)

@@ -8,14 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.api import measure
+from edgeopt.api.building import measure
 from edgeopt.api.formats import inspector_for
-from edgeopt.artifact import Artifact
-from edgeopt.bundle import Bundle, read_contracts, read_golden, read_programs
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.bundle import Bundle, read_contracts, read_golden, read_programs
 from edgeopt.errors import BundleError, ConfigError, EdgeOptError, RuntimeUnavailable
-from edgeopt.results import Check, ContractResult, ProofResult, Verdict, VerifyResult, combine
+from edgeopt.pipeline.state import no_progress
+from edgeopt.results.reports import (
+    Check,
+    ContractResult,
+    ProofResult,
+    Verdict,
+    VerifyResult,
+    combine,
+)
 from edgeopt.runtime_tests.base import Arrays
-from edgeopt.state import no_progress
 
 GOLDEN_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
 """Largest error as a share of the largest golden output. Another CPU takes other float kernels
@@ -86,7 +93,7 @@ def _verdict(
 
 def _proofs_lost(bundle: Bundle, proof: list[ProofResult]) -> list[Check]:
     """Fail what was bit exact in the build, on a machine as this one, and is not any more."""
-    from edgeopt.runtime_tests.machine import machine
+    from edgeopt.devices.machine import machine
 
     try:
         report = bundle.report()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from edgeopt.artifact import Manifest
-from edgeopt.zoo.catalogue import CATALOGUE
+from edgeopt.artifacts.artifact import Manifest
+from edgeopt.models.zoo.catalogue import CATALOGUE
 
 RUNTIMES: Mapping[str, tuple[tuple[str, str], ...]] = {
     # format: what an app links or a device has, with the licence that its project states

@@ -102,7 +102,7 @@ def _show_description(found: AdapterDescription) -> None:
 
 def _show_fused(result: FusedModel, out: Path) -> None:
     from edgeopt.cli.text import Table, show_line, show_table, show_warning
-    from edgeopt.compiler_pass import WARNING
+    from edgeopt.pipeline.compiler_pass import WARNING
 
     names = ", ".join(f"{a.name} (weight {a.weight:g})" for a in result.adapters)
     show_line(f"{result.model} with {names}", "bold")

@@ -37,10 +37,10 @@ def bench(
     """
     from edgeopt.api.bench import run_bench
     from edgeopt.cli.text import only_json, progress_line, show_json
+    from edgeopt.devices.machine import machine
+    from edgeopt.devices.profile import Protocol
     from edgeopt.errors import ConfigError
-    from edgeopt.results import Pace
-    from edgeopt.runtime_tests.machine import machine
-    from edgeopt.target import Protocol
+    from edgeopt.results.reports import Pace
 
     if threads is not None and threads > (cores := machine().cores):  # thousands exhaust memory
         raise ConfigError(f"--threads {threads}: this machine has {cores} cores")

@@ -12,8 +12,8 @@ from edgeopt.cli.options import AsJson
 from edgeopt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeopt.api.options import BuildOptions
-    from edgeopt.results import BuildReport
+    from edgeopt.api.building.options import BuildOptions
+    from edgeopt.results.reports import BuildReport
 
 
 class VerifyLevel(enum.StrEnum):
@@ -134,7 +134,7 @@ def build(
     limit fails.
     """
     from edgeopt.api.build import run_build
-    from edgeopt.api.options import BuildOptions
+    from edgeopt.api.building.options import BuildOptions
     from edgeopt.cli.text import only_json, progress_line, show_json
 
     if lock is not None:
@@ -178,7 +178,7 @@ def build(
 
 def exit_code(report: BuildReport, *, require_measured: bool = False) -> int:
     """Return 1 if a limit failed, 3 if one was not measured and had to be, else 0."""
-    from edgeopt.results import Verdict
+    from edgeopt.results.reports import Verdict
 
     if report.verdict is Verdict.FAIL:
         return 1
@@ -186,7 +186,7 @@ def exit_code(report: BuildReport, *, require_measured: bool = False) -> int:
 
 
 def _from_lock(context: typer.Context, lock: Path, out: Path | None) -> BuildOptions:
-    from edgeopt.api.lock import options_from_lock
+    from edgeopt.api.building.lock import options_from_lock
 
     free = {"lock", "out", "as_json", "require_measured"}
     for name in sorted(context.params):

@@ -12,9 +12,9 @@ import typer
 from edgeopt.cli.options import AsJson, NameArgument
 
 if TYPE_CHECKING:
-    from edgeopt.compiler_pass import Pass
-    from edgeopt.recipe import Recipe
-    from edgeopt.target import DeviceProfile, Target
+    from edgeopt.devices.profile import DeviceProfile, Target
+    from edgeopt.pipeline.compiler_pass import Pass
+    from edgeopt.recipes.recipe import Recipe
 
 
 def passes(
@@ -119,7 +119,7 @@ def _show_pass(type_: type[Pass[Any]]) -> None:
 def profiles(name: NameArgument = None, as_json: AsJson = False) -> int:
     """List the devices; with NAME, one in full."""
     from edgeopt.cli.text import Table, show_json, show_table
-    from edgeopt.target import load_profile, profile_names
+    from edgeopt.devices.profile import load_profile, profile_names
 
     found = [load_profile(n) for n in ([name] if name is not None else profile_names())]
     if as_json:
@@ -142,7 +142,7 @@ def _limits(profile: DeviceProfile) -> str:
 
 def _show_profile(profile: DeviceProfile) -> None:
     from edgeopt.cli.text import Table, show_line, show_table
-    from edgeopt.target import LIMITS
+    from edgeopt.devices.profile import LIMITS
 
     show_line(f"{profile.name}  {profile.title}", "bold")
     show_line(
@@ -194,7 +194,7 @@ def _target_row(target: Target, role: str) -> tuple[str, ...]:
 def recipes(name: NameArgument = None, as_json: AsJson = False) -> int:
     """List the recipes; with NAME, one in full."""
     from edgeopt.cli.text import Table, show_json, show_table
-    from edgeopt.recipe import load_recipe, recipe_names
+    from edgeopt.recipes.recipe import load_recipe, recipe_names
 
     found = [load_recipe(n) for n in ([name] if name is not None else recipe_names())]
     if as_json:
@@ -226,7 +226,7 @@ def models(name: NameArgument = None, as_json: AsJson = False) -> int:
     """List the models that ship with edgeopt."""
     from edgeopt.cli.text import Table, show_json, show_line, show_table
     from edgeopt.errors import ConfigError, nearest
-    from edgeopt.zoo.catalogue import CATALOGUE
+    from edgeopt.models.zoo.catalogue import CATALOGUE
 
     if name is not None and (name := name.removeprefix("zoo:")) not in CATALOGUE:
         raise ConfigError(f"model {name!r} is not known{nearest(name, CATALOGUE)}")

@@ -11,7 +11,7 @@ from edgeopt.cli.options import AsJson
 
 if TYPE_CHECKING:
     from edgeopt.cli.text import Table
-    from edgeopt.gating.results import GateLimit, GateResult
+    from edgeopt.limits.results import GateLimit, GateResult
 
 
 def gate(
@@ -61,7 +61,7 @@ def gate(
     from edgeopt.api.gate import GateOptions, run_gate
     from edgeopt.cli.text import only_json, progress_line, show_json
     from edgeopt.files import write_text
-    from edgeopt.results import Verdict
+    from edgeopt.results.reports import Verdict
 
     options = GateOptions(
         limits=tuple(limits or ()),

@@ -11,16 +11,20 @@ from edgeopt.errors import ConfigError, nearest
 
 # Name -> (module, type, where such data is found).
 SCHEMAS = {
-    "build": ("edgeopt.results", "BuildReport", "`build --json`, `report --json`, report.json"),
-    "verify": ("edgeopt.results", "VerifyResult", "`verify --json`"),
-    "bench": ("edgeopt.results", "BenchResult", "`bench --json`"),
+    "build": (
+        "edgeopt.results.reports",
+        "BuildReport",
+        "`build --json`, `report --json`, report.json",
+    ),
+    "verify": ("edgeopt.results.reports", "VerifyResult", "`verify --json`"),
+    "bench": ("edgeopt.results.reports", "BenchResult", "`bench --json`"),
     "adapter-inspect": (
         "edgeopt.api.adapter",
         "AdapterDescription",
         "`adapter inspect --json`",
     ),
     "adapter-fuse": ("edgeopt.api.adapter", "FusedModel", "`adapter fuse --json`, fused.json"),
-    "gate": ("edgeopt.gating.results", "GateResult", "`gate --json`"),
+    "gate": ("edgeopt.limits.results", "GateResult", "`gate --json`"),
     "assets": ("edgeopt.app_assets.manifest", "AssetsResult", "`assets --json`"),
     "app-manifest": ("edgeopt.app_assets.manifest", "AppManifest", "manifest.json of app assets"),
     "golden": (
@@ -29,11 +33,11 @@ SCHEMAS = {
         "golden/MODEL/index.json of app assets",
     ),
     "doctor": ("edgeopt.api.doctor", "DoctorResult", "`doctor --json`"),
-    "manifest": ("edgeopt.artifact", "Manifest", "manifest.json of a bundle"),
-    "measured": ("edgeopt.results", "Measured", "what the on-device script writes"),
-    "profile": ("edgeopt.target", "DeviceProfile", "a device profile (TOML)"),
-    "recipe": ("edgeopt.recipe", "Recipe", "a recipe (TOML)"),
-    "rules": ("edgeopt.target", "RuleSet", "a rule set (TOML)"),
+    "manifest": ("edgeopt.artifacts.artifact", "Manifest", "manifest.json of a bundle"),
+    "measured": ("edgeopt.results.reports", "Measured", "what the on-device script writes"),
+    "profile": ("edgeopt.devices.profile", "DeviceProfile", "a device profile (TOML)"),
+    "recipe": ("edgeopt.recipes.recipe", "Recipe", "a recipe (TOML)"),
+    "rules": ("edgeopt.devices.profile", "RuleSet", "a rule set (TOML)"),
 }
 
 

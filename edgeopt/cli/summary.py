@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.cli.text import STYLES, Table, show_line, show_table, show_warning
-from edgeopt.results import Verdict
+from edgeopt.results.reports import Verdict
 
 if TYPE_CHECKING:
     from edgeopt.api.doctor import DoctorResult
-    from edgeopt.results import (
+    from edgeopt.results.reports import (
         AccuracyResult,
         BenchResult,
         BuildReport,

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeopt import trees
-from edgeopt.artifact import Preprocessing
+from edgeopt.artifacts.artifact import Preprocessing
 from edgeopt.data.pixels import to_input
 from edgeopt.data.samples import LabelledBatch, Samples
 from edgeopt.data.signature import Signature
 from edgeopt.errors import DataError, nearest
+from edgeopt.ir import trees
 
 MAX_ARRAY_BYTES = 8 << 30
 INPUT_KEYS = ("x", "images")

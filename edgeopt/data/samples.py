@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeopt.artifact import Preprocessing
+from edgeopt.artifacts.artifact import Preprocessing
 from edgeopt.errors import ConfigError, DataError
-from edgeopt.reference import digest_tensors, leaves
-from edgeopt.state import Batch, Batches
+from edgeopt.pipeline.reference import digest_tensors, leaves
+from edgeopt.pipeline.state import Batch, Batches
 
 HASH_BATCH = 64
 CACHED_BYTES = 2_500_000

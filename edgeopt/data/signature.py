@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeopt import trees
 from edgeopt.data.samples import LabelledBatch
 from edgeopt.errors import DataError
-from edgeopt.reference import leaves
+from edgeopt.ir import trees
+from edgeopt.pipeline.reference import leaves
 
 # Storage widths that hold the same numbers; anything else is refused, not converted.
 _CASTS = {

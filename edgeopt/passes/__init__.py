@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeopt.compiler_pass import Pass
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.passes.capture.capture import Capture
 from edgeopt.passes.factorize.factorize_svd import FactorizeSVD
@@ -25,6 +24,7 @@ from edgeopt.passes.prune.prune_nm import PruneNM
 from edgeopt.passes.quantize.calibrate import Calibrate
 from edgeopt.passes.quantize.plan import PlanQuantization
 from edgeopt.passes.quantize.quantize import Quantize
+from edgeopt.pipeline.compiler_pass import Pass
 
 ALL: tuple[type[Pass[Any]], ...] = (
     FuseLora,

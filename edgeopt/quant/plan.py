@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from edgeopt.edges import EdgeId
+from edgeopt.ir.edges import EdgeId
 from edgeopt.quant.spec import Role, TensorSpec
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeopt.dialect import storage_dtype
+from edgeopt.ir.dialect import storage_dtype
 from edgeopt.quant.spec import Affine, Granularity, TensorSpec
 
 BIAS_CODE_LIMIT = 2**24

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import edges, program
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
-from edgeopt.edges import EdgeId
+from edgeopt.ir import edges, program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.ir.edges import EdgeId
 from edgeopt.quant.spec import Affine
 
 

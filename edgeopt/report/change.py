@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgeopt.gating.quantities import Kind
-from edgeopt.gating.results import GateLimit
+from edgeopt.limits.quantities import Kind
+from edgeopt.limits.results import GateLimit
 
 
 def title(row: GateLimit) -> str:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from edgeopt.report.words import decibels
-from edgeopt.results import EXACT_DB, BuildReport, DriftRow
+from edgeopt.results.reports import EXACT_DB, BuildReport, DriftRow
 
 
 @dataclasses.dataclass(frozen=True)

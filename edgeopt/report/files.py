@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgeopt.results import ArtifactRow, BuildReport, FileRole
+from edgeopt.results.reports import ArtifactRow, BuildReport, FileRole
 
 
 class Files:

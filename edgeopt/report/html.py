@@ -8,7 +8,7 @@ from typing import Any
 from edgeopt.report import drift, overview, placement, plots, sizes, view, words
 from edgeopt.report.files import Files
 from edgeopt.report.printable import printable
-from edgeopt.results import BuildReport, Verdict
+from edgeopt.results.reports import BuildReport, Verdict
 
 MOST_DRIFT_ROWS = 16
 
@@ -42,7 +42,7 @@ def render(report: BuildReport) -> str:
 
 
 def _source(name: str) -> str:
-    return (resources.files("edgeopt.report") / name).read_text(encoding="utf-8")
+    return (resources.files("edgeopt.report.templates") / name).read_text(encoding="utf-8")
 
 
 def _css() -> Any:

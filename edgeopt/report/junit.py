@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from edgeopt.gating.results import GateLimit, GateResult
+from edgeopt.limits.results import GateLimit, GateResult
 from edgeopt.report import change
 from edgeopt.report.printable import printable
-from edgeopt.results import Verdict
+from edgeopt.results.reports import Verdict
 
 SUITE = "edgeopt gate"
 

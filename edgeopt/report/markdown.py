@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from edgeopt.gating.results import GateLimit, GateResult, GateSide
+from edgeopt.limits.results import GateLimit, GateResult, GateSide
 from edgeopt.report import change
 from edgeopt.report.printable import printable
-from edgeopt.results import Verdict
+from edgeopt.results.reports import Verdict
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&@])")
 _HEADS = ("verdict", "limit", "baseline", "candidate", "change (95 %)", "allowed")

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeopt.report.files import Files
 from edgeopt.report.words import count, number, share
-from edgeopt.results import (
+from edgeopt.results.reports import (
     AccuracyResult,
     ArtifactRow,
     BuildReport,

@@ -13,7 +13,7 @@ from edgeopt.report.drift import Profile
 from edgeopt.report.printable import printable
 from edgeopt.report.view import called
 from edgeopt.report.words import number, stage
-from edgeopt.results import EXACT_DB, AccuracyResult, Comparison, DriftRow, LatencyResult
+from edgeopt.results.reports import EXACT_DB, AccuracyResult, Comparison, DriftRow, LatencyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from itertools import accumulate
 from edgeopt.report.files import Files
 from edgeopt.report.placement import Segment, segments
 from edgeopt.report.words import count, size
-from edgeopt.results import BuildReport, SizeRow
+from edgeopt.results.reports import BuildReport, SizeRow
 
 MOST_LAYERS = 18
 

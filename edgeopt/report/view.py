@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from edgeopt.report.files import Files
 from edgeopt.report.words import number
-from edgeopt.results import (
+from edgeopt.results.reports import (
     AccuracyResult,
     BuildReport,
     Comparison,

@@ -16,7 +16,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 import edgeopt
-from edgeopt.artifact import Artifact, FileEntry, IOSpec, Method, TensorEntry
+from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Method, TensorEntry
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.exporters.executorch import lowering

@@ -8,9 +8,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import program
-from edgeopt.dialect import LOOKUP
-from edgeopt.edges import operator_name, where_is
+from edgeopt.ir import program
+from edgeopt.ir.dialect import LOOKUP
+from edgeopt.ir.edges import operator_name, where_is
 from edgeopt.quant.reading import QuantNode, quant_nodes, read
 
 MAX_DIMENSIONS = 6  # XNN_MAX_TENSOR_DIMS

@@ -18,11 +18,11 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from edgeopt import edges, program
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
-from edgeopt.edges import operator_name
 from edgeopt.errors import ExportError
-from edgeopt.program import ProgramEditor
+from edgeopt.ir import edges, program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.ir.edges import operator_name
+from edgeopt.ir.program import ProgramEditor
 
 _WEIGHTED = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
 

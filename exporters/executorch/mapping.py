@@ -10,14 +10,14 @@ import numpy as np
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import program
-from edgeopt.artifact import TensorEntry
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
-from edgeopt.edges import where_is
+from edgeopt.artifacts.artifact import TensorEntry
 from edgeopt.errors import ExportError
 from edgeopt.exporters.executorch import lowering
 from edgeopt.exporters.executorch import tensors as stored
 from edgeopt.exporters.executorch.file import ExecuTorchFile, XnnNode, XnnValue
+from edgeopt.ir import program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.ir.edges import where_is
 from edgeopt.quant.reading import edge_of, read
 
 

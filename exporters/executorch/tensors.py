@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.artifact import Artifact
+from edgeopt.artifacts.artifact import Artifact
 from edgeopt.exporters.executorch.file import ExecuTorchFile, XnnNode, XnnValue, read_file
 
 Array = np.ndarray[Any, Any]

@@ -17,12 +17,12 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 import edgeopt
-from edgeopt import edges, program
-from edgeopt.artifact import Artifact, FileEntry, IOSpec, Method, TensorEntry
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Method, TensorEntry
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.files import sha256
+from edgeopt.ir import edges, program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.quant.reading import edge_of
 
 if TYPE_CHECKING:

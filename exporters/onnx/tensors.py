@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.artifact import Artifact
+from edgeopt.artifacts.artifact import Artifact
 
 
 class OnnxTensors:

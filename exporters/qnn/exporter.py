@@ -12,14 +12,14 @@ from typing import ClassVar
 
 from torch.export import ExportedProgram
 
-from edgeopt.artifact import Artifact, FileEntry
-from edgeopt.dialect import QUANTIZE
-from edgeopt.edges import where_is
+from edgeopt.artifacts.artifact import Artifact, FileEntry
 from edgeopt.errors import BundleError, ExportError, RuntimeUnavailable
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.exporters.onnx.exporter import OnnxExporter
 from edgeopt.exporters.qnn import hexagon
 from edgeopt.files import sha256
+from edgeopt.ir.dialect import QUANTIZE
+from edgeopt.ir.edges import where_is
 from edgeopt.quant.reading import quant_nodes
 
 CHIPS = "v73 v75 v79"

@@ -13,16 +13,16 @@ from typing import ClassVar
 import torch
 from torch.export import ExportedProgram
 
-from edgeopt import program
-from edgeopt.artifact import Artifact, FileEntry
-from edgeopt.dialect import DEQUANTIZE
-from edgeopt.edges import where_is
+from edgeopt.artifacts.artifact import Artifact, FileEntry
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.exporters.onnx.exporter import OnnxExporter, check_file
 from edgeopt.exporters.tensorrt import operators as table
 from edgeopt.exporters.tensorrt.engine import EngineDescription, describe_engine, parse_profile
 from edgeopt.files import sha256, to_json, write_text
+from edgeopt.ir import program
+from edgeopt.ir.dialect import DEQUANTIZE
+from edgeopt.ir.edges import where_is
 from edgeopt.quant.reading import quant_nodes
 
 SCRIPT = "build_engine.py"

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeopt.artifact import Artifact
-from edgeopt.contracts import FileTensors
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.contracts.contract import FileTensors
+from edgeopt.devices.profile import Target
 from edgeopt.errors import BundleError
 from edgeopt.exporters.executorch.file import (
     ExecuTorchFile,
@@ -20,10 +21,9 @@ from edgeopt.exporters.executorch.file import (
     XnnNode,
     read_file,
 )
-from edgeopt.results import MemoryResult, OperatorRow, ProofResult
+from edgeopt.results.reports import MemoryResult, OperatorRow, ProofResult
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
-from edgeopt.target import Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -171,8 +171,8 @@ class ExecuTorchInspector(Inspector):
         method = artifact.methods[0]
         if programs is None or method.name not in programs:
             return None  # a file does not show its codes; its program does
+        from edgeopt.artifacts.program_interface import as_described
         from edgeopt.exporters.executorch.exporter import ExecuTorchExporter
-        from edgeopt.file_interface import as_described
         from edgeopt.runtime_tests.executorch.proof import prove
 
         integer = ExecuTorchExporter.integer_pixels

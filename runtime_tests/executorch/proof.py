@@ -22,19 +22,19 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from edgeopt import edges, program
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
-from edgeopt.edges import operator_name
+from edgeopt.devices.machine import machine
 from edgeopt.exporters.executorch import lowering
 from edgeopt.integer import kernels
 from edgeopt.integer.arithmetic import XNNPACK, Arithmetic
 from edgeopt.integer.kernels import Grid, Window
+from edgeopt.ir import edges, program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.ir.edges import operator_name
 from edgeopt.quant.reading import read
-from edgeopt.results import NodeProof, ProofResult
+from edgeopt.results.reports import NodeProof, ProofResult
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
 from edgeopt.runtime_tests.differences import first_difference, node_proof
 from edgeopt.runtime_tests.executorch.runner import ExecuTorchRunner
-from edgeopt.runtime_tests.machine import machine
 
 Array = np.ndarray[Any, Any]
 ABOUT = "edgeopt"

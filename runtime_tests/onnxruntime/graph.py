@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.artifact import TensorEntry
+from edgeopt.artifacts.artifact import TensorEntry
 from edgeopt.errors import BundleError
-from edgeopt.results import OperatorRow
+from edgeopt.results.reports import OperatorRow
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
 from edgeopt.runtime_tests.onnxruntime.runner import PROVIDER, OnnxRuntimeRunner, one_line
 

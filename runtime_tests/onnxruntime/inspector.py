@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from edgeopt.artifact import Artifact
-from edgeopt.contracts import FileTensors
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.contracts.contract import FileTensors
+from edgeopt.devices.profile import Target
 from edgeopt.errors import ExportError, RuntimeUnavailable
-from edgeopt.results import MemoryResult, ProofResult
+from edgeopt.results.reports import MemoryResult, ProofResult
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
-from edgeopt.target import Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

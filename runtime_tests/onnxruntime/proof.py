@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.devices.machine import machine
 from edgeopt.integer import kernels
 from edgeopt.integer.arithmetic import ORT_MLAS, Arithmetic
 from edgeopt.integer.kernels import Grid, Window
-from edgeopt.results import NodeProof, ProofResult
+from edgeopt.results.reports import NodeProof, ProofResult
 from edgeopt.runtime_tests.base import Arrays
 from edgeopt.runtime_tests.differences import first_difference, node_proof
-from edgeopt.runtime_tests.machine import machine
 from edgeopt.runtime_tests.onnxruntime.graph import (
     OrtNode,
     is_integer,

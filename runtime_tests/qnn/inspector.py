@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from edgeopt.artifact import Artifact
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.devices.profile import Target
 from edgeopt.errors import ExportError
 from edgeopt.exporters.onnx.macs import Product, multiplications
 from edgeopt.exporters.qnn import hexagon
-from edgeopt.results import MemoryResult, OperatorRow, ProofResult
+from edgeopt.results.reports import MemoryResult, OperatorRow, ProofResult
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Structure
 from edgeopt.runtime_tests.onnxruntime.inspector import OnnxInspector, counted
-from edgeopt.target import Target
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

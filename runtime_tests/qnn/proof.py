@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeopt.devices.machine import machine
 from edgeopt.errors import ExportError
 from edgeopt.exporters.qnn.hexagon import Chip, Simulator, compile_context
 from edgeopt.integer.arithmetic import ORT_MLAS
-from edgeopt.results import NodeProof, ProofResult
+from edgeopt.results.reports import NodeProof, ProofResult
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
 from edgeopt.runtime_tests.differences import first_difference, node_proof
-from edgeopt.runtime_tests.machine import machine
 from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 from edgeopt.runtime_tests.qnn.runner import QnnRunner
 

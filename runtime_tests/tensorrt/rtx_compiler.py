@@ -20,7 +20,7 @@ from typing import Any
 
 from edgeopt.errors import ExportError, RuntimeUnavailable
 from edgeopt.exporters.onnx.macs import Product, multiplications
-from edgeopt.results import OperatorRow
+from edgeopt.results.reports import OperatorRow
 
 PACKAGE = "tensorrt_rtx_bindings"
 MODULE = "edgeopt.runtime_tests.tensorrt.rtx_compiler"  # started in a process of its own

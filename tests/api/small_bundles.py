@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.artifact import Artifact, Manifest, Method, Preprocessing
-from edgeopt.bundle import entries, write_golden, write_manifest
+from edgeopt.artifacts.artifact import Artifact, Manifest, Method, Preprocessing
+from edgeopt.artifacts.bundle import entries, write_golden, write_manifest
 from edgeopt.exporters.onnx.signature import read_signature
 from edgeopt.files import to_json
-from edgeopt.results import (
+from edgeopt.results.reports import (
     AccuracyResult,
     ArtifactRow,
     BuildReport,

@@ -11,22 +11,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from edgeopt import zoo
 from edgeopt.api.adapter import adapters_of, fuse, run_fuse, run_inspect
 from edgeopt.api.build import BuildOutcome, run_build
-from edgeopt.api.lock import options_from_lock, read_lock
-from edgeopt.api.options import BuildOptions
-from edgeopt.artifact import Manifest
+from edgeopt.api.building.lock import options_from_lock, read_lock
+from edgeopt.api.building.options import BuildOptions
+from edgeopt.artifacts.artifact import Manifest
 from edgeopt.cli import main
+from edgeopt.devices.profile import load_profile
 from edgeopt.errors import BundleError, CheckFailed, ConfigError, PipelineError
 from edgeopt.files import read_json
-from edgeopt.loaded_model import from_module
+from edgeopt.models import zoo
+from edgeopt.models.loaded import from_module
 from edgeopt.passes import by_name
 from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
-from edgeopt.reference import digest as weights_digest
-from edgeopt.target import load_profile
+from edgeopt.pipeline.reference import digest as weights_digest
 from tests.adapters.oracle import adapted, saved
-from tests.models import Block, normal, seeded
+from tests.small_models import Block, normal, seeded
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.api.bench import run_bench
-from edgeopt.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
+from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
 from edgeopt.cli import main
+from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, RuntimeUnavailable
 from edgeopt.files import to_json
-from edgeopt.results import BenchResult, Pace
-from edgeopt.target import Protocol
+from edgeopt.results.reports import BenchResult, Pace
 
 pytest.importorskip("onnxruntime")
 QUICK = Protocol(warmup=1, samples=12, block=2)

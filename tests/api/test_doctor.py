@@ -11,8 +11,8 @@ import pytest
 from edgeopt.api import doctor
 from edgeopt.api.doctor import DoctorResult, is_device, run_doctor
 from edgeopt.cli import main
-from edgeopt.runtime_tests.machine import machine
-from edgeopt.target import load_profile, profile_names
+from edgeopt.devices.machine import machine
+from edgeopt.devices.profile import load_profile, profile_names
 
 
 @pytest.fixture(scope="module")

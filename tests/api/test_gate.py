@@ -13,9 +13,9 @@ import pytest
 from edgeopt.api.gate import GateOptions, run_gate
 from edgeopt.cli import main
 from edgeopt.errors import BundleError, CheckFailed, ConfigError, EdgeOptError
-from edgeopt.gating.quantities import QUANTITIES
-from edgeopt.gating.results import GateLimit, GateResult
-from edgeopt.results import MemoryResult, Pace, Verdict
+from edgeopt.limits.quantities import QUANTITIES
+from edgeopt.limits.results import GateLimit, GateResult
+from edgeopt.results.reports import MemoryResult, Pace, Verdict
 from edgeopt.runtime_tests.sequential import LOOKS
 from tests.api.small_bundles import HERE, Small, accuracy, latency, products
 

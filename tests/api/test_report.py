@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from edgeopt.api.report import run_report
-from edgeopt.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
+from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
 from edgeopt.cli import main
 from edgeopt.errors import BundleError, CheckFailed
 from edgeopt.files import to_json
-from edgeopt.results import BuildReport, Measured, Verdict
+from edgeopt.results.reports import BuildReport, Measured, Verdict
 
 SHA256 = "5f" * 32
 DEVICE = "NVIDIA Jetson AGX Orin Developer Kit"

@@ -8,8 +8,8 @@ import pytest
 
 from edgeopt.app_assets.notices import plain_model, text
 from edgeopt.app_assets.platforms import PLATFORMS
-from edgeopt.artifact import Manifest
-from edgeopt.zoo.catalogue import CATALOGUE
+from edgeopt.artifacts.artifact import Manifest
+from edgeopt.models.zoo.catalogue import CATALOGUE
 
 MANIFEST = Manifest("0.1.0", "zoo:vit", "host", "int8", "k", {}, 0, {}, (), ())
 

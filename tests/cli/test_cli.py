@@ -15,7 +15,7 @@ import pydantic
 import pytest
 
 from edgeopt.cli import main, summary
-from edgeopt.results import BuildReport, Verdict
+from edgeopt.results.reports import BuildReport, Verdict
 
 COMMANDS = [
     "build",

@@ -16,7 +16,7 @@ import pytest
 
 from edgeopt.cli import main
 from edgeopt.errors import EdgeOptError, RuntimeUnavailable
-from edgeopt.results import BuildReport, Check, ContractResult, Verdict, VerifyResult
+from edgeopt.results.reports import BuildReport, Check, ContractResult, Verdict, VerifyResult
 
 
 @pytest.mark.parametrize(

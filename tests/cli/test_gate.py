@@ -13,8 +13,8 @@ import pytest
 
 from edgeopt.api.gate import GateOptions
 from edgeopt.cli import main
-from edgeopt.gating.results import GateResult
-from edgeopt.results import Verdict
+from edgeopt.limits.results import GateResult
+from edgeopt.results.reports import Verdict
 from tests.report.fake_gate import make
 
 

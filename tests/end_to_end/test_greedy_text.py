@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgeopt import zoo
 from edgeopt.api.build import BuildOptions, run_build
 from edgeopt.api.formats import inspector_for
-from edgeopt.generate import greedy
+from edgeopt.models import zoo
+from edgeopt.runtime_tests.generate import greedy
 
 pytest.importorskip("executorch")
 

@@ -159,7 +159,7 @@ def test_the_exported_float_file_computes_what_the_factorized_module_does(
     from edgeopt.passes.factorize.factorize_svd import FactorizeSVD, FactorizeSVDConfig
     from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
     from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
-    from tests.models import batches, context, run
+    from tests.small_models import batches, context, run
 
     (path,) = sparse.bundle_path.glob("*float32.onnx")
     session = onnxruntime.InferenceSession(str(path))

@@ -11,14 +11,14 @@ import torch
 
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
 from edgeopt.api.formats import inspector_for
-from edgeopt.edges import sites
+from edgeopt.devices.profile import load_profile
 from edgeopt.errors import ConfigError, ExportError, ModelError
-from edgeopt.loaded_model import from_module
-from edgeopt.models import load_model
+from edgeopt.ir.edges import sites
+from edgeopt.models.load import load_model
+from edgeopt.models.loaded import from_module
 from edgeopt.passes.capture.capture import Capture
-from edgeopt.pipeline import Pipeline
-from edgeopt.state import ModelState, PassContext
-from edgeopt.target import load_profile
+from edgeopt.pipeline.pipeline import Pipeline
+from edgeopt.pipeline.state import ModelState, PassContext
 
 FACTORY = Path(__file__).resolve().parent.parent / "factories" / "two_methods.py"
 SPEC = f"{FACTORY}:load"

@@ -10,9 +10,9 @@ import torch
 
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
 from edgeopt.errors import ModelError
-from edgeopt.models import load_model
-from edgeopt.results import BuildReport
-from edgeopt.torchvision_operators import import_torchvision
+from edgeopt.models.load import load_model
+from edgeopt.models.torchvision_operators import import_torchvision
+from edgeopt.results.reports import BuildReport
 from edgeopt.userfile import load_function
 
 FACTORIES = Path(__file__).resolve().parents[1] / "factories"

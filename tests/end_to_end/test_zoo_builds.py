@@ -9,9 +9,9 @@ import pytest
 
 from edgeopt.api.build import BuildOptions, BuildOutcome, options_from_lock, run_build
 from edgeopt.api.verify import run_verify
-from edgeopt.bundle import UNLISTED
+from edgeopt.artifacts.bundle import UNLISTED
 from edgeopt.files import sha256
-from edgeopt.results import Verdict
+from edgeopt.results.reports import Verdict
 from edgeopt.runtime_tests.tensorrt.rtx_compiler import unavailable
 
 SMALL = f"{Path(__file__).resolve().parents[1] / 'factories' / 'small_cnn.py'}:load"
@@ -230,8 +230,8 @@ def test_a_fixed_batch_and_a_float16_file(tmp_path: Path) -> None:
 
 def test_the_users_module_and_an_older_bundle_survive_a_failed_build(tmp_path: Path) -> None:
     from edgeopt.errors import EdgeOptError
-    from edgeopt.models import load_model
-    from edgeopt.reference import digest
+    from edgeopt.models.load import load_model
+    from edgeopt.pipeline.reference import digest
 
     loaded = load_model(SMALL)
     before = digest(loaded.module)
@@ -249,7 +249,7 @@ def test_the_users_module_and_an_older_bundle_survive_a_failed_build(tmp_path: P
 
 
 def test_hash_of_the_weights_is_in_the_lock(orin: BuildOutcome) -> None:
-    from edgeopt.api.lock import read_lock
+    from edgeopt.api.building.lock import read_lock
 
     lock = read_lock(orin.bundle_path / "edgeopt.lock")
     assert set(lock.hashes) == {"weights", "structure", "recipe", "profile", "calibration"}
@@ -261,7 +261,7 @@ def test_a_lock_of_other_weights_is_refused_before_anything_is_built(
 ) -> None:
     import dataclasses
 
-    from edgeopt.api.lock import read_lock
+    from edgeopt.api.building.lock import read_lock
     from edgeopt.errors import CheckFailed
     from edgeopt.files import to_json
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import edges, program
-from edgeopt.contracts import NMSparse
+from edgeopt.contracts.contract import NMSparse
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.onnx.exporter import OnnxExporter
 from edgeopt.exporters.onnx.tensors import OnnxTensors
+from edgeopt.ir import edges, program
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
-from tests.models import QUANTIZE, context, normal, run, seeded
+from tests.small_models import QUANTIZE, context, normal, run, seeded
 
 
 class Conv1D(nn.Module):

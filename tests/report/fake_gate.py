@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgeopt.gating.judge import Found, judge
-from edgeopt.gating.quantities import QUANTITIES, Bound
-from edgeopt.gating.results import GateResult, GateSide, combine
-from edgeopt.results import Comparison, Machine, Pace
+from edgeopt.limits.judge import Found, judge
+from edgeopt.limits.quantities import QUANTITIES, Bound
+from edgeopt.limits.results import GateResult, GateSide, combine
+from edgeopt.results.reports import Comparison, Machine, Pace
 
 ORIGIN = "onnxruntime 1.31.1 on Example CPU 9000, 1 thread; 240 interleaved pairs, 1 look (decided)"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from edgeopt.results import (
+from edgeopt.results.reports import (
     AccuracyResult,
     ArtifactRow,
     BuildReport,

@@ -10,7 +10,7 @@ import pytest
 from edgeopt.files import parse, to_json
 from edgeopt.report import drift
 from edgeopt.report.words import decibels
-from edgeopt.results import BuildReport, DriftRow, finite_db
+from edgeopt.results.reports import BuildReport, DriftRow, finite_db
 
 
 def test_each_target_has_its_own_ranking(fake_report: BuildReport) -> None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edgeopt.gating.results import GateResult
+from edgeopt.limits.results import GateResult
 from edgeopt.report import junit, markdown
 from tests.report.fake_gate import make
 

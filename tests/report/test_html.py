@@ -12,7 +12,7 @@ import pytest
 
 from edgeopt.files import parse, to_json
 from edgeopt.report.html import render
-from edgeopt.results import (
+from edgeopt.results.reports import (
     ArtifactRow,
     BuildReport,
     ContractResult,

@@ -10,7 +10,7 @@ import pytest
 from edgeopt.report import overview
 from edgeopt.report.files import Files
 from edgeopt.report.overview import Figure, TargetView
-from edgeopt.results import (
+from edgeopt.results.reports import (
     BuildReport,
     Comparison,
     FileRole,

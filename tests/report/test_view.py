@@ -8,7 +8,7 @@ import pytest
 
 from edgeopt.report import view
 from edgeopt.report.words import decibels, number, share, significant
-from edgeopt.results import AccuracyResult, BuildReport, Comparison, Pace
+from edgeopt.results.reports import AccuracyResult, BuildReport, Comparison, Pace
 
 
 def _judged(artifact: str, drop: float, low: float | None, high: float | None) -> AccuracyResult:

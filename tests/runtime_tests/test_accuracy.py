@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgeopt import zoo
 from edgeopt.data import LabelledBatch, as_samples
 from edgeopt.errors import CheckFailed, ConfigError, ModelError
-from edgeopt.models import load_model
-from edgeopt.reference import FloatReference
-from edgeopt.results import AccuracyResult
+from edgeopt.models import zoo
+from edgeopt.models.load import load_model
+from edgeopt.pipeline.reference import FloatReference
+from edgeopt.pipeline.state import Batch
+from edgeopt.results.reports import AccuracyResult
 from edgeopt.runtime_tests import accuracy
 from edgeopt.runtime_tests.accuracy import (
     ReferenceOutputs,
@@ -28,7 +29,6 @@ from edgeopt.runtime_tests.accuracy import (
     paired_interval,
 )
 from edgeopt.runtime_tests.metrics import resolve_metric
-from edgeopt.state import Batch
 
 Run = Callable[[tuple[np.ndarray, ...]], Sequence[np.ndarray]]
 TOP1 = resolve_metric("top1")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt.devices.profile import Protocol
 from edgeopt.files import to_plain
-from edgeopt.results import Pace
+from edgeopt.results.reports import Pace
 from edgeopt.runtime_tests.latency import (
     MIN_BLOCKS,
     Pair,
@@ -23,7 +24,6 @@ from edgeopt.runtime_tests.latency import (
     ratio_interval,
     subject,
 )
-from edgeopt.target import Protocol
 
 PROTOCOL = Protocol(warmup=2, samples=240, block=24)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
+from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
 from edgeopt.errors import BundleError
 from edgeopt.runtime_tests.measured import attach, percentile
 

@@ -8,7 +8,8 @@ import itertools
 import numpy as np
 import pytest
 
-from edgeopt.results import Comparison, MemoryResult
+from edgeopt.devices.profile import Protocol
+from edgeopt.results.reports import Comparison, MemoryResult
 from edgeopt.runtime_tests.latency import MIN_BLOCKS, Subject, ratio_interval, shape
 from edgeopt.runtime_tests.sequential import (
     LEVEL,
@@ -24,7 +25,6 @@ from edgeopt.runtime_tests.sequential import (
     memory_until,
     tail_ratio,
 )
-from edgeopt.target import Protocol
 
 LOOK = Protocol(warmup=1, samples=100, block=10)
 

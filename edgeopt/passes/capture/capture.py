@@ -14,15 +14,15 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from edgeopt import edges, program, trees
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.contracts import Contract, NMSparse
-from edgeopt.edges import operator_name
+from edgeopt.contracts.contract import Contract, NMSparse
 from edgeopt.errors import CaptureError
+from edgeopt.ir import edges, program, trees
+from edgeopt.ir.edges import operator_name
+from edgeopt.ir.program import ProgramEditor
 from edgeopt.passes.capture.linear_form import as_linears
-from edgeopt.program import ProgramEditor
-from edgeopt.state import FORWARD, Effect, ModelState, PassContext, Stage
-from edgeopt.verify import tied_contracts
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.state import FORWARD, Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.verifier.check import tied_contracts
 
 _IDENTITIES = frozenset({"dropout", "alias", "detach", "lift_fresh_copy"})
 """`contiguous` stays: a view behind it may need the copy."""

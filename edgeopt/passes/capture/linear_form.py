@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import program
-from edgeopt.edges import operator_name
-from edgeopt.program import ProgramEditor
+from edgeopt.ir import program
+from edgeopt.ir.edges import operator_name
+from edgeopt.ir.program import ProgramEditor
 
 _LINEAR = torch.ops.aten.linear.default
 

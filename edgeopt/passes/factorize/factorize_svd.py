@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from edgeopt.compiler_pass import WARNING, Pass, PassResult
+from edgeopt.analysis.chains import select
+from edgeopt.analysis.moments import SecondMoment, input_moments
+from edgeopt.devices.profile import LowRankRule
 from edgeopt.errors import ConfigError, PassError, PreconditionError
-from edgeopt.graph import select
-from edgeopt.low_rank import RANK_DEFICIENT, Decomposition, decompose
+from edgeopt.numerics.allocation import Choice, allocate
+from edgeopt.numerics.low_rank import RANK_DEFICIENT, Decomposition, decompose
 from edgeopt.passes.factorize.outside_reads import outside_reads
-from edgeopt.passes.factorize.rank_allocation import Choice, allocate
 from edgeopt.passes.factorize.sites import (
     Site,
     find_sites,
@@ -24,9 +25,8 @@ from edgeopt.passes.factorize.sites import (
     replacement,
     vectors,
 )
-from edgeopt.state import Effect, ModelState, PassContext, Stage
-from edgeopt.statistics import SecondMoment, input_moments
-from edgeopt.target import LowRankRule
+from edgeopt.pipeline.compiler_pass import WARNING, Pass, PassResult
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
 
 DEFAULT_BUDGET = 0.75
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.contracts import Contract, HeadGroups
-from edgeopt.state import ModelState, WeightKind
-from edgeopt.verify import tied_contracts
+from edgeopt.contracts.contract import Contract, HeadGroups
+from edgeopt.pipeline.state import ModelState, WeightKind
+from edgeopt.pipeline.verifier.check import tied_contracts
 
 CONVOLUTIONS = (
     nn.Conv1d,

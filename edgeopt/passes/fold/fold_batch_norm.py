@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeopt.compiler_pass import Pass, PassResult
+from edgeopt.analysis.chains import chains, select, trace
 from edgeopt.errors import ConfigError
-from edgeopt.graph import chains, select, trace
-from edgeopt.state import Effect, ModelState, PassContext, Stage
-from edgeopt.verify import tied_contracts
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.verifier.check import tied_contracts
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

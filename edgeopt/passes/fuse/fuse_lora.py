@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from edgeopt.adapters.fusing import fuse_adapters, parse_spec
-from edgeopt.adapters.peft_folder import read_adapter
-from edgeopt.compiler_pass import WARNING, Pass, PassResult
-from edgeopt.contracts import Contract, Tied
+from edgeopt.adapters.peft.folder import read_adapter
+from edgeopt.contracts.contract import Contract, Tied
 from edgeopt.errors import ConfigError, PreconditionError
-from edgeopt.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.compiler_pass import WARNING, Pass, PassResult
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
 
 
 @dataclasses.dataclass(frozen=True)

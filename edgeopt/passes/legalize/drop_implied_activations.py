@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.dialect import QUANTIZE
-from edgeopt.edges import operator_name
-from edgeopt.program import ProgramEditor
+from edgeopt.ir.dialect import QUANTIZE
+from edgeopt.ir.edges import operator_name
+from edgeopt.ir.program import ProgramEditor
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.quant.reading import QuantNode, read
-from edgeopt.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,14 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import program
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.dialect import DEQUANTIZE
-from edgeopt.edges import require_site
-from edgeopt.program import ProgramEditor
+from edgeopt.ir import program
+from edgeopt.ir.dialect import DEQUANTIZE
+from edgeopt.ir.edges import require_site
+from edgeopt.ir.program import ProgramEditor
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.pipeline.verifier.graph import weighted_operands
 from edgeopt.quant.ranges import bias_codes
-from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
-from edgeopt.verify_graph import weighted_operands
 
 
 @dataclasses.dataclass(frozen=True)

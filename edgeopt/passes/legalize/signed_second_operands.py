@@ -7,13 +7,13 @@ import dataclasses
 import torch
 from torch.fx import Node
 
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
-from edgeopt.edges import operator_name, require_site
-from edgeopt.program import ProgramEditor
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.ir.edges import operator_name, require_site
+from edgeopt.ir.program import ProgramEditor
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.quant.reading import QuantNode, read
-from edgeopt.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
 
 _PRODUCTS = frozenset({"matmul", "bmm"})
 _LARGEST = 32767

@@ -8,12 +8,12 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import program
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
-from edgeopt.edges import require_site
-from edgeopt.program import ProgramEditor
-from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.ir import program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.ir.edges import require_site
+from edgeopt.ir.program import ProgramEditor
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
 
 
 @dataclasses.dataclass(frozen=True)

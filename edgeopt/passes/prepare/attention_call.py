@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from edgeopt.edges import operator_name
+from edgeopt.ir.edges import operator_name
 
 NAME = "scaled_dot_product_attention"
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgeopt.compiler_pass import Pass, PassResult
 from edgeopt.errors import ConfigError
+from edgeopt.ir.program import ProgramEditor
 from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
-from edgeopt.program import ProgramEditor
-from edgeopt.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
 
 _ATEN = torch.ops.aten
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgeopt import edges
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.edges import operator_name
+from edgeopt.ir import edges
+from edgeopt.ir.edges import operator_name
+from edgeopt.ir.program import ProgramEditor
 from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
-from edgeopt.program import ProgramEditor
-from edgeopt.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
 
 _ATEN = torch.ops.aten
 MASKED = -1e9

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.edges import operator_name
-from edgeopt.program import ProgramEditor
-from edgeopt.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.state import Effect, ModelState, PassContext, Stage
+from edgeopt.ir.edges import operator_name
+from edgeopt.ir.program import ProgramEditor
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
 
 _SPLITS = frozenset(
     {"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "unsafe_split"}

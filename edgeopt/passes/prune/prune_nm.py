@@ -7,13 +7,13 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.contracts import NMSparse
+from edgeopt.analysis.chains import select
+from edgeopt.contracts.contract import NMSparse
+from edgeopt.devices.profile import Sparsity
 from edgeopt.errors import ConfigError, PostconditionError
-from edgeopt.graph import select
-from edgeopt.state import Effect, ModelState, PassContext, Stage
-from edgeopt.target import Sparsity
-from edgeopt.verify import tied_contracts
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.verifier.check import tied_contracts
 
 
 @dataclasses.dataclass(frozen=True)

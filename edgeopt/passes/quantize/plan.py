@@ -7,16 +7,16 @@ import dataclasses
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import edges
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.contracts import NMSparse
-from edgeopt.edges import EdgeId, require_site
+from edgeopt.contracts.contract import NMSparse
+from edgeopt.devices.profile import RuleSet, load_rules
 from edgeopt.errors import ConfigError, PreconditionError
-from edgeopt.quant.placement import Placement, Placer, Weighted
+from edgeopt.ir import edges
+from edgeopt.ir.edges import EdgeId, require_site
+from edgeopt.passes.quantize.code_placement import Placement, Placer, Weighted
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.quant.plan import Derived, Own, Plan, PlannedEdge, Shared
 from edgeopt.quant.spec import Role, TensorSpec
-from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
-from edgeopt.target import RuleSet, load_rules
 
 
 @dataclasses.dataclass(frozen=True)

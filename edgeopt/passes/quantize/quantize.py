@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt import edges
-from edgeopt.compiler_pass import Pass, PassResult
-from edgeopt.contracts import Quantized
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE, quantize, storage_dtype
-from edgeopt.edges import EdgeId, operator_name
+from edgeopt.analysis.moments import EdgeStatistics
+from edgeopt.contracts.contract import Quantized
 from edgeopt.errors import PreconditionError
-from edgeopt.program import ProgramEditor
+from edgeopt.ir import edges
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE, quantize, storage_dtype
+from edgeopt.ir.edges import EdgeId, operator_name
+from edgeopt.ir.program import ProgramEditor
+from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
 from edgeopt.quant.plan import PlannedEdge, Shared
 from edgeopt.quant.ranges import (
     BIAS_CODE_LIMIT,
@@ -27,8 +29,6 @@ from edgeopt.quant.ranges import (
     weight_scales,
 )
 from edgeopt.quant.spec import Affine, Granularity, Role
-from edgeopt.state import Effect, ModelState, PassContext, Phase, Stage
-from edgeopt.statistics import EdgeStatistics
 
 Ranges = dict[EdgeId, tuple[float, float]]
 """Owner of parameters -> smallest and largest real value."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgeopt import program
-from edgeopt.artifact import Artifact
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.devices.profile import Target, load_profile, load_rules
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.executorch.exporter import ExecuTorchExporter
-from edgeopt.state import ModelState
-from edgeopt.target import Target, load_profile, load_rules
-from tests.models import Block, SmallCNN, context, normal, run, seeded
+from edgeopt.ir import program
+from edgeopt.pipeline.state import ModelState
+from tests.small_models import Block, SmallCNN, context, normal, run, seeded
 
 XNNPACK = "xnnpack"
 QUANTIZE = ("plan", "calibrate", "quantize")

@@ -17,16 +17,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import edges, program
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters.executorch import lowering
 from edgeopt.exporters.executorch.exporter import ExecuTorchExporter
 from edgeopt.exporters.executorch.file import ABOUT, parse, read_file
 from edgeopt.exporters.executorch.tensors import ExecuTorchTensors, stored_tensors
-from edgeopt.program import ProgramEditor
+from edgeopt.ir import edges, program
+from edgeopt.ir.program import ProgramEditor
 from edgeopt.quant.reading import edge_of, quant_nodes
 from tests.exporters.executorch.models import PaddedCNN, Written, request, state, target, written
-from tests.models import X86, Block, SmallCNN, context, go_on, normal, run, seeded
+from tests.small_models import X86, Block, SmallCNN, context, go_on, normal, run, seeded
 
 pytest.importorskip("executorch")
 KINDS = pytest.mark.parametrize(

@@ -20,17 +20,17 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgeopt import edges, program
-from edgeopt.artifact import Artifact
-from edgeopt.contracts import NMSparse, Quantized, Tied
-from edgeopt.dialect import DEQUANTIZE
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.contracts.contract import NMSparse, Quantized, Tied
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.onnx.exporter import OnnxExporter, check_file
 from edgeopt.exporters.onnx.tensors import OnnxTensors, stored_tensors
+from edgeopt.ir import edges, program
+from edgeopt.ir.dialect import DEQUANTIZE
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
-from edgeopt.state import ModelState
-from tests.models import QUANTIZE, Block, SmallCNN, TiedHead, context, normal, run, seeded
+from edgeopt.pipeline.state import ModelState
+from tests.small_models import QUANTIZE, Block, SmallCNN, TiedHead, context, normal, run, seeded
 
 ROOT = Path(__file__).resolve().parents[3]
 LEGAL = ("unsigned_activations", "integer_bias")
@@ -301,7 +301,7 @@ def test_a_file_holds_no_source_path_and_no_stack_trace(
 ) -> None:
     written: Written = request.getfixturevalue(which)
     data = written.path.read_bytes()
-    for trace in (str(ROOT).encode(), b'File "', b".py", b"tests.models", b"pkg.torch"):
+    for trace in (str(ROOT).encode(), b'File "', b".py", b"tests.small_models", b"pkg.torch"):
         assert trace not in data
     assert b"edgeopt.build_key" in data
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgeopt import program
-from edgeopt.artifact import Artifact
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.devices.profile import Target, load_rules
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.qnn.exporter import QnnExporter
+from edgeopt.ir import program
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
-from edgeopt.state import ModelState
-from edgeopt.target import Target, load_rules
-from tests.models import context, run
+from edgeopt.pipeline.state import ModelState
+from tests.small_models import context, run
 
 RULES = load_rules("qnn")
 

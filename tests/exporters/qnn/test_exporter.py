@@ -17,7 +17,7 @@ from edgeopt.exporters.qnn import hexagon
 from edgeopt.exporters.qnn.exporter import QnnExporter
 from edgeopt.files import sha256
 from tests.exporters.qnn.models import quantized, request, written
-from tests.models import TENSORRT, Block, SmallCNN, context, normal, run, seeded
+from tests.small_models import TENSORRT, Block, SmallCNN, context, normal, run, seeded
 
 X = normal(4, 3, 8, 8)
 needs_compiler = pytest.mark.skipif(

@@ -32,7 +32,7 @@ from edgeopt.exporters.qnn.hexagon import (
 )
 from edgeopt.files import sha256
 from tests.exporters.qnn.models import Written, written
-from tests.models import SmallCNN, normal, seeded
+from tests.small_models import SmallCNN, normal, seeded
 
 pytestmark = pytest.mark.skipif(
     hexagon.unavailable() is not None, reason=str(hexagon.unavailable())
@@ -278,7 +278,7 @@ def test_a_fall_back_to_the_cpu_is_a_failed_check(
 
 
 def _run(result: Written, x: Tensor) -> Any:
-    from edgeopt import program
+    from edgeopt.ir import program
 
     return program.run(result.exported, (x,), {})
 

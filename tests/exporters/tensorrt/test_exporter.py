@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import edgeopt.dialect  # noqa: F401 (registers the operators)
-from edgeopt.artifact import Artifact
+import edgeopt.ir.dialect  # noqa: F401 (registers the operators)
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.devices.profile import Target
 from edgeopt.errors import ConfigError, ExportError
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.onnx.macs import multiplications
@@ -24,7 +25,6 @@ from edgeopt.exporters.tensorrt.engine import EngineDescription, parse_profile
 from edgeopt.exporters.tensorrt.exporter import TensorRTExporter, script_text
 from edgeopt.exporters.tensorrt.operators import newest_opset, takes_operator
 from edgeopt.files import read_json, sha256
-from edgeopt.target import Target
 
 ops = torch.ops.edgeopt
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt import edges, program
-from edgeopt.contracts import Tied
+from edgeopt.contracts.contract import Tied
 from edgeopt.errors import CaptureError, PassError
+from edgeopt.ir import edges, program
 from edgeopt.passes.capture.capture import Capture, CaptureConfig
-from edgeopt.reference import digest
-from edgeopt.state import ModelState, Stage
-from tests.models import SmallCNN, context, normal, run, seeded
+from edgeopt.pipeline.reference import digest
+from edgeopt.pipeline.state import ModelState, Stage
+from tests.small_models import SmallCNN, context, normal, run, seeded
 
 
 def capture(module: nn.Module, *args: Any, **changes: Any) -> ModelState:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import program
-from edgeopt.edges import operator_name
+from edgeopt.ir import program
+from edgeopt.ir.edges import operator_name
 from edgeopt.passes.capture.linear_form import as_linears
 
 

@@ -14,19 +14,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt.contracts import HeadGroups, NMSparse
+from edgeopt.analysis.moments import input_moments
+from edgeopt.contracts.contract import HeadGroups, NMSparse
+from edgeopt.devices.profile import LowRankRule
 from edgeopt.errors import ConfigError, DataError, InvariantError, PassError, PreconditionError
-from edgeopt.low_rank import output_error
+from edgeopt.numerics.low_rank import output_error
 from edgeopt.passes.factorize.factorize_svd import FactorizeSVD, FactorizeSVDConfig
 from edgeopt.passes.factorize.sites import LowRank, matrix
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
-from edgeopt.pipeline import Pipeline
-from edgeopt.reference import digest
-from edgeopt.state import Batch, ModelState, PassContext, PassRecord, WeightKind, WeightRole
-from edgeopt.statistics import input_moments
-from edgeopt.target import LowRankRule
-from tests.models import QUANTIZE, Block, batches, context, go_on, normal, run, seeded
+from edgeopt.pipeline.pipeline import Pipeline
+from edgeopt.pipeline.reference import digest
+from edgeopt.pipeline.state import (
+    Batch,
+    ModelState,
+    PassContext,
+    PassRecord,
+    WeightKind,
+    WeightRole,
+)
+from tests.small_models import QUANTIZE, Block, batches, context, go_on, normal, run, seeded
 
 FACTORIES = Path(__file__).resolve().parents[2] / "factories"
 

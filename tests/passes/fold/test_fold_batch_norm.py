@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from edgeopt.errors import ConfigError
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm, FoldBatchNormConfig
-from edgeopt.state import ModelState, PassRecord
-from tests.models import context, normal, run
+from edgeopt.pipeline.state import ModelState, PassRecord
+from tests.small_models import context, normal, run
 
 
 def ready(module: nn.Module) -> nn.Module:

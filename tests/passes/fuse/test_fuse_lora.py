@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edgeopt.compiler_pass import WARNING
-from edgeopt.contracts import Tied
+from edgeopt.contracts.contract import Tied
 from edgeopt.errors import AdapterError, ConfigError, PreconditionError
 from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
-from edgeopt.pipeline import Pipeline
-from edgeopt.state import ModelState
-from edgeopt.verify import tied_contracts
+from edgeopt.pipeline.compiler_pass import WARNING
+from edgeopt.pipeline.pipeline import Pipeline
+from edgeopt.pipeline.state import ModelState
+from edgeopt.pipeline.verifier.check import tied_contracts
 from tests.adapters.oracle import adapted, farthest, outputs, saved
-from tests.models import Block, context, normal, seeded
+from tests.small_models import Block, context, normal, seeded
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edgeopt.adapters.fusing import fuse_adapters
-from edgeopt.adapters.peft_folder import read_adapter
+from edgeopt.adapters.peft.folder import read_adapter
 from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
-from edgeopt.pipeline import Pipeline
-from edgeopt.state import ModelState
+from edgeopt.pipeline.pipeline import Pipeline
+from edgeopt.pipeline.state import ModelState
 from tests.adapters.oracle import adapted, farthest, outputs, saved
-from tests.models import context
+from tests.small_models import context
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from edgeopt import program
-from edgeopt.edges import operator_name
+from edgeopt.ir import program
+from edgeopt.ir.edges import operator_name
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
+from edgeopt.pipeline.reference import snr_db
+from edgeopt.pipeline.state import ModelState
 from edgeopt.quant.reading import quant_nodes
-from edgeopt.reference import snr_db
-from edgeopt.state import ModelState
-from tests.models import X86, SmallCNN, context, go_on, normal, run, seeded
+from tests.small_models import X86, SmallCNN, context, go_on, normal, run, seeded
 
 
 class Clamped(nn.Module):
@@ -126,7 +126,7 @@ def test_a_symmetric_plan_keeps_its_relu() -> None:
 def test_implied_means_equal_codes_for_every_input(
     scale: float, zero: int, ends: tuple[float, float]
 ) -> None:
-    from edgeopt.dialect import quantize
+    from edgeopt.ir.dialect import quantize
     from edgeopt.passes.legalize.drop_implied_activations import _needed
     from edgeopt.quant.reading import QuantNode
     from edgeopt.quant.spec import Affine
@@ -134,7 +134,7 @@ def test_implied_means_equal_codes_for_every_input(
     low, high = sorted(ends)
     affine = Affine(torch.tensor(scale), torch.tensor(zero, dtype=torch.uint8))
     graph = torch.fx.Graph()
-    from edgeopt.dialect import QUANTIZE
+    from edgeopt.ir.dialect import QUANTIZE
 
     node = graph.call_function(QUANTIZE, ())
     reader = QuantNode(node, affine, "uint8", 0, 255)

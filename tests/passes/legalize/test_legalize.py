@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import program
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.errors import PipelineError, PreconditionError
+from edgeopt.ir import program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.pipeline.state import ModelState
 from edgeopt.quant.reading import quant_nodes
-from edgeopt.state import ModelState
-from tests.models import QUANTIZE as TO_QUANTIZED
-from tests.models import TENSORRT, X86, Block, SmallCNN, context, go_on, normal, run, seeded
+from tests.small_models import QUANTIZE as TO_QUANTIZED
+from tests.small_models import TENSORRT, X86, Block, SmallCNN, context, go_on, normal, run, seeded
 
 EXAMPLES = {SmallCNN: normal(4, 3, 8, 8), Block: normal(2, 4, 16)}
 
@@ -187,8 +187,8 @@ def test_a_bias_that_two_calls_share_is_written_once() -> None:
 
 
 def test_the_rules_name_legalizations_that_exist() -> None:
+    from edgeopt.devices.profile import load_rules
     from edgeopt.passes import by_name
-    from edgeopt.target import load_rules
 
     for rules in (X86, TENSORRT):
         for name in load_rules(rules).legalize:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from edgeopt import program
-from edgeopt.edges import matches, operator_name, sites
 from edgeopt.errors import ConfigError
+from edgeopt.ir import program
+from edgeopt.ir.edges import matches, operator_name, sites
 from edgeopt.passes.prepare.decompose_attention import (
     DecomposeAttention,
     DecomposeAttentionConfig,
 )
-from edgeopt.pipeline import Pipeline
-from edgeopt.state import ModelState, PassContext
-from tests.models import Block, context, normal, passes, run, seeded
+from edgeopt.pipeline.pipeline import Pipeline
+from edgeopt.pipeline.state import ModelState, PassContext
+from tests.small_models import Block, context, normal, passes, run, seeded
 
 
 class Attend(nn.Module):

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from edgeopt import program
-from edgeopt.edges import operator_name, sites
-from edgeopt.state import ModelState
-from tests.models import Block, context, normal, run, seeded
+from edgeopt.ir import program
+from edgeopt.ir.edges import operator_name, sites
+from edgeopt.pipeline.state import ModelState
 from tests.passes.prepare.test_decompose_attention import (
     FORMS,
     KEY,
@@ -22,6 +21,7 @@ from tests.passes.prepare.test_decompose_attention import (
     Attend,
     Masked,
 )
+from tests.small_models import Block, context, normal, run, seeded
 
 
 def flattened(module: nn.Module, *inputs: Tensor) -> ModelState:

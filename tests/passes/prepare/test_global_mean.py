@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import program
-from edgeopt.edges import operator_name
-from edgeopt.state import ModelState
-from tests.models import context, normal, run
+from edgeopt.ir import program
+from edgeopt.ir.edges import operator_name
+from edgeopt.pipeline.state import ModelState
+from tests.small_models import context, normal, run
 
 
 class Mean(nn.Module):

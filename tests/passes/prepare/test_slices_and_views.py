@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import program
-from edgeopt.edges import operator_name
-from tests.models import context, normal, run
+from edgeopt.ir import program
+from edgeopt.ir.edges import operator_name
+from tests.small_models import context, normal, run
 
 
 class Pick(nn.Module):

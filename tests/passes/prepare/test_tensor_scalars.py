@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import program
-from tests.models import context, normal, run
+from edgeopt.ir import program
+from tests.small_models import context, normal, run
 
 
 class Apply(nn.Module):

@@ -11,12 +11,12 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.contracts import NMSparse
+from edgeopt.contracts.contract import NMSparse
+from edgeopt.devices.profile import Sparsity
 from edgeopt.errors import ConfigError
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig, nm_mask
-from edgeopt.state import ModelState, PassRecord
-from edgeopt.target import Sparsity
-from tests.models import context, normal, run, seeded
+from edgeopt.pipeline.state import ModelState, PassRecord
+from tests.small_models import context, normal, run, seeded
 
 KERNELS = Sparsity(
     n=2, m=4, in_multiple=16, out_multiple=8, min_in=32, min_out=16, source="made up"

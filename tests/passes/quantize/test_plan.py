@@ -11,10 +11,20 @@ from torch import Tensor, nn
 from edgeopt.errors import ConfigError, PreconditionError
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
+from edgeopt.pipeline.state import ModelState
 from edgeopt.quant.plan import Own, Plan, Shared
 from edgeopt.quant.spec import Role
-from edgeopt.state import ModelState
-from tests.models import TENSORRT, X86, Block, SmallCNN, TiedHead, context, normal, run, seeded
+from tests.small_models import (
+    TENSORRT,
+    X86,
+    Block,
+    SmallCNN,
+    TiedHead,
+    context,
+    normal,
+    run,
+    seeded,
+)
 
 CNN_EXAMPLE = normal(4, 3, 8, 8)
 BLOCK_EXAMPLE = normal(2, 4, 16)

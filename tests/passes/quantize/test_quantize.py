@@ -14,11 +14,14 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgeopt import edges, program
-from edgeopt.contracts import Quantized
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.contracts.contract import Quantized
+from edgeopt.ir import edges, program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.passes.quantize.calibrate import Calibrate, CalibrateConfig
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
+from edgeopt.pipeline.reference import snr_db
+from edgeopt.pipeline.state import ModelState
+from edgeopt.pipeline.verifier.graph import weighted_operands
 from edgeopt.quant.ranges import (
     BIAS_CODE_LIMIT,
     affine_from_range,
@@ -28,11 +31,8 @@ from edgeopt.quant.ranges import (
 )
 from edgeopt.quant.reading import quant_nodes
 from edgeopt.quant.spec import Granularity, TensorSpec
-from edgeopt.reference import snr_db
-from edgeopt.state import ModelState
-from edgeopt.verify_graph import weighted_operands
-from tests.models import QUANTIZE as TO_QUANTIZED
-from tests.models import (
+from tests.small_models import QUANTIZE as TO_QUANTIZED
+from tests.small_models import (
     TENSORRT,
     X86,
     Block,

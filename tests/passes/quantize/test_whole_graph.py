@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt import edges, program
-from edgeopt.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.devices.profile import load_rules
 from edgeopt.errors import ConfigError
+from edgeopt.ir import edges, program
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
+from edgeopt.pipeline.reference import snr_db
+from edgeopt.pipeline.state import ModelState
 from edgeopt.quant.plan import Own, Shared
 from edgeopt.quant.reading import quant_nodes
 from edgeopt.quant.spec import Role
-from edgeopt.reference import snr_db
-from edgeopt.state import ModelState
-from edgeopt.target import load_rules
-from tests.models import Block, context, go_on, normal, run, seeded
+from tests.small_models import Block, context, go_on, normal, run, seeded
 
 PREPARE = load_rules("qnn").prepare
 

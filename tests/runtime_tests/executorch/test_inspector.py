@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from edgeopt.api.formats import exporter_for, inspector_for
-from edgeopt.artifact import FileEntry
+from edgeopt.artifacts.artifact import FileEntry
 from edgeopt.errors import BundleError
 from edgeopt.runtime_tests.executorch.inspector import INSIDE, OUTSIDE, ExecuTorchInspector
 from tests.exporters.executorch.models import PaddedCNN, Written, target, written
-from tests.models import Block, SmallCNN
+from tests.small_models import Block, SmallCNN
 
 pytest.importorskip("executorch")
 

@@ -18,7 +18,7 @@ from edgeopt.runtime_tests.base import LoadOptions
 from edgeopt.runtime_tests.executorch.proof import prove
 from edgeopt.runtime_tests.executorch.runner import ExecuTorchRunner
 from tests.exporters.executorch.models import PaddedCNN, written
-from tests.models import Block, SmallCNN
+from tests.small_models import Block, SmallCNN
 
 pytest.importorskip("executorch")
 import torch.ao.quantization.fx._decomposed

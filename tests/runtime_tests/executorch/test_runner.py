@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgeopt import program
+from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, DataError
-from edgeopt.results import Pace
+from edgeopt.ir import program
+from edgeopt.results.reports import Pace
 from edgeopt.runtime_tests.base import LoadOptions, RemoteSession
 from edgeopt.runtime_tests.executorch.profile import profile
 from edgeopt.runtime_tests.executorch.runner import (
@@ -23,9 +24,8 @@ from edgeopt.runtime_tests.executorch.runner import (
     shared_process,
 )
 from edgeopt.runtime_tests.latency import compare, subject
-from edgeopt.target import Protocol
 from tests.exporters.executorch.models import Written, written
-from tests.models import Block, SmallCNN, normal
+from tests.small_models import Block, SmallCNN, normal
 
 pytest.importorskip("executorch")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.artifact import TensorEntry
+from edgeopt.artifacts.artifact import TensorEntry
 from edgeopt.errors import BundleError
 from edgeopt.runtime_tests.onnxruntime import graph as ort_graph
 from edgeopt.runtime_tests.onnxruntime.graph import Placement, operator_rows, placement, read_graph

@@ -14,7 +14,7 @@ from edgeopt.exporters.qnn import hexagon
 from edgeopt.runtime_tests.qnn import proof as proof_qnn
 from edgeopt.runtime_tests.qnn.inspector import QnnInspector
 from tests.exporters.qnn.models import Written, written
-from tests.models import Block, SmallCNN, normal, seeded
+from tests.small_models import Block, SmallCNN, normal, seeded
 
 pytestmark = pytest.mark.skipif(
     hexagon.unavailable() is not None, reason=str(hexagon.unavailable())

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt import program
 from edgeopt.api.formats import exporter_for, inspector_for
-from edgeopt.artifact import Artifact
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.devices.profile import load_profile, load_rules
 from edgeopt.errors import BundleError, RuntimeUnavailable
 from edgeopt.exporters.qnn import hexagon
 from edgeopt.exporters.qnn.exporter import QnnExporter
-from edgeopt.reference import snr_db
+from edgeopt.ir import program
+from edgeopt.pipeline.reference import snr_db
 from edgeopt.runtime_tests.base import LoadOptions
 from edgeopt.runtime_tests.qnn.inspector import QnnInspector
 from edgeopt.runtime_tests.qnn.runner import QnnRunner
-from edgeopt.target import load_profile, load_rules
 from tests.exporters.qnn.models import Written, written
-from tests.models import normal, seeded
+from tests.small_models import normal, seeded
 
 pytestmark = pytest.mark.skipif(
     hexagon.unavailable() is not None, reason=str(hexagon.unavailable())

@@ -1,0 +1,1 @@
+"""What an adapter adds to a weight, a file a family."""

@@ -1,0 +1,1 @@
+"""The adapter folders that Hugging Face PEFT writes."""

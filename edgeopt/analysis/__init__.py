@@ -1,0 +1,1 @@
+"""Questions about a model: what follows what, which layers there are, what moves them."""

@@ -1,0 +1,85 @@
+"""Write what a build leaves beside the model files: state, manifest, lock, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import edgeopt
+from edgeopt.api.building.inputs import Inputs
+from edgeopt.api.building.job import Branch
+from edgeopt.api.building.judgement import Written
+from edgeopt.api.building.lock import Lock, locked_options
+from edgeopt.api.building.options import BuildOptions
+from edgeopt.artifacts import bundle as bundles
+from edgeopt.artifacts.artifact import FileEntry, Manifest
+from edgeopt.files import to_json, write_text
+from edgeopt.results.reports import BuildReport
+
+
+def write_states(folder: Path, branches: Sequence[Branch]) -> None:
+    """Write each branch's programs, plan, statistics and contracts."""
+    for branch in branches:
+        bundles.write_state(
+            folder,
+            branch.target.name,
+            programs=branch.state.carrier_programs,
+            plan=branch.state.plan,
+            statistics=branch.state.statistics,
+            contracts=branch.state.contracts,
+        )
+
+
+def write_manifest(
+    folder: Path, inputs: Inputs, written: Sequence[Written]
+) -> tuple[FileEntry, ...]:
+    """Describe every file of the folder; return the entries."""
+    files = bundles.entries(folder)
+    listed = {entry.path for entry in files}
+    names = [w.artifact.name for w in written]
+    job = inputs.job
+    bundles.write_manifest(
+        folder,
+        Manifest(
+            edgeopt=edgeopt.__version__,
+            model=job.loaded.source or job.loaded.name,
+            profile=job.profile.name,
+            recipe=job.recipe.name,
+            build_key=inputs.build_key,
+            hashes=inputs.hashes,
+            seed=job.seed,
+            tools=inputs.tools,
+            artifacts=tuple(w.artifact for w in written),
+            files=files,
+            preprocessing=inputs.preprocessing,
+            labels=job.loaded.labels,
+            adapters=inputs.adapters,
+            minimum_runtime={
+                t.runtime: t.minimum_runtime for t in inputs.targets if t.minimum_runtime
+            },
+            golden={n: f"golden/{n}.npz" for n in names if f"golden/{n}.npz" in listed},
+        ),
+    )
+    return files
+
+
+def write_lock(
+    folder: Path, options: BuildOptions, inputs: Inputs, files: Sequence[FileEntry]
+) -> None:
+    """Write `edgeopt.lock`."""
+    lock = Lock(
+        options=locked_options(options),
+        limits=options.limits,
+        hashes=inputs.hashes,
+        tools=inputs.tools,
+        machine=inputs.machine,
+        files={entry.path: entry.sha256 for entry in files},
+        build_key=inputs.build_key,
+    )
+    write_text(folder / bundles.LOCK, to_json(lock))
+
+
+def write_reports(folder: Path, report: BuildReport) -> None:
+    """Write `report.json` and `report.html`."""
+    write_text(folder / bundles.REPORT, to_json(report))
+    report.to_html(folder / bundles.REPORT_HTML)

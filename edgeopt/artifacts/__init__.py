@@ -1,0 +1,1 @@
+"""What a build leaves: artifacts, their interface, the bundle around them."""

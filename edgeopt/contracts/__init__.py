@@ -1,0 +1,1 @@
+"""Facts that one pass establishes and every later one keeps, a file a kind."""

@@ -1,0 +1,1 @@
+"""Devices: profiles, rule sets, and what this machine is."""

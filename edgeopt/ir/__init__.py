@@ -1,0 +1,1 @@
+"""Captured programs: edges, the dialect, reading and editing, calls, files."""

@@ -1,0 +1,1 @@
+"""States, passes, the pipeline that runs them."""

@@ -1,0 +1,244 @@
+"""The value that flows through a pipeline, and what a pass may read."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.errors import PipelineError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from edgeopt.analysis.moments import Statistics
+    from edgeopt.contracts.contract import Contract
+    from edgeopt.devices.profile import DeviceProfile, Target
+    from edgeopt.pipeline.reference import FloatReference
+    from edgeopt.quant.plan import Plan
+
+
+class Stage(enum.IntEnum):
+    """What carries the model. Going back is impossible."""
+
+    MODULE = 0
+    GRAPH = 1
+    INTEGER = 2
+
+
+class Phase(enum.IntEnum):
+    """How far quantization has gone on a GRAPH."""
+
+    FLOAT = 0
+    PLANNED = 1
+    QUANTIZED = 2
+
+
+class Effect(enum.Enum):
+    """What a pass does to the outputs."""
+
+    EQUIVALENT = "equivalent"  # equal up to float rounding; the verifier checks it
+    APPROXIMATE = "approximate"  # they change; the drift is measured and recorded
+
+
+class WeightKind(enum.Enum):
+    """What a weight is."""
+
+    BASE = "base"
+    ADAPTER = "adapter"
+    CORRECTION = "correction"
+    CODEBOOK = "codebook"
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightRole:
+    """The role of one weight, for those that are not baked base weights.
+
+    Attributes:
+        kind: What it is.
+        adapter: The adapter's name, where `kind` is ADAPTER.
+        bound: False: baked into the program. True: bound at run time by `name`, `dtype` and
+            `max_shape`; it stands in the manifest's signature and is no user input.
+    """
+
+    kind: WeightKind = WeightKind.BASE
+    adapter: str = ""
+    bound: bool = False
+    name: str = ""
+    dtype: str = ""
+    max_shape: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One call of the model: positional and keyword arguments, any pytree of tensors."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodExample:
+    """How a method of the model, beside `forward`, is called; its files keep these very shapes.
+
+    Attributes:
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        input_names: One a tensor, in pytree order.
+        output_names: One a tensor, in pytree order.
+        input_roles: One a tensor.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    input_roles: tuple[str, ...] = ()
+
+
+FORWARD = "forward"
+"""The method that data, accuracy and latency speak of."""
+
+Batches = Callable[[], Iterator[Batch]]
+"""A re-iterable source of batches; calling it starts from the beginning, so data can stream."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRecord:
+    """One line of history: what ran, with what, what it touched.
+
+    Attributes:
+        changes: Site -> what happened, in words.
+        skipped: Site -> why not.
+        drift_db: SNR of the outputs against the state before, in dB, where measured.
+        notes: Other findings worth telling (saturation, a range that more samples would move).
+        moved: Old edge id -> new edge id, for edges that the pass replaced.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    changes: Mapping[str, str]
+    skipped: Mapping[str, str]
+    drift_db: float | None
+    seconds: float
+    notes: tuple[str, ...] = ()
+    moved: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelState:
+    """Exactly one carrier, and what is known about it. Immutable: passes return a new one.
+
+    Attributes:
+        module: The carrier at MODULE.
+        programs: The carrier from GRAPH on: named programs over one set of weights (`forward`,
+            or `prefill` and `decode`).
+        contracts: What later passes must keep.
+        plan: Which edges are to be quantized, and how.
+        statistics: What calibration measured.
+        weights: Roles of weights that are not baked base weights.
+        assets: Side assets, such as adapters kept apart.
+        history: What ran, in order.
+    """
+
+    module: nn.Module | None = None
+    programs: Mapping[str, ExportedProgram] | None = None
+    stage: Stage = Stage.MODULE
+    phase: Phase = Phase.FLOAT
+    contracts: tuple[Contract, ...] = ()
+    plan: Plan | None = None
+    statistics: Statistics | None = None
+    weights: Mapping[str, WeightRole] = dataclasses.field(default_factory=dict)
+    assets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    history: tuple[PassRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.module is None) == (self.programs is None):
+            raise PipelineError("a state has exactly one carrier: a module, or programs")
+        if (self.stage is Stage.MODULE) != (self.module is not None):
+            raise PipelineError(f"stage {self.stage.name} does not fit the carrier")
+        if self.stage is Stage.MODULE and self.phase is not Phase.FLOAT:
+            raise PipelineError(f"a module has no phase {self.phase.name}")
+
+    @property
+    def carrier_module(self) -> nn.Module:
+        """The module; only at MODULE."""
+        if self.module is None:
+            raise PipelineError("the state carries programs, not a module")
+        return self.module
+
+    @property
+    def carrier_programs(self) -> Mapping[str, ExportedProgram]:
+        """The programs; only from GRAPH on."""
+        if self.programs is None:
+            raise PipelineError("the state carries a module, not programs; capture it first")
+        return self.programs
+
+    def with_programs(self, programs: Mapping[str, ExportedProgram], **changes: Any) -> ModelState:
+        """Return a state over other programs."""
+        return dataclasses.replace(self, module=None, programs=dict(programs), **changes)
+
+
+def no_progress(_what: str, _done: int, _total: int | None) -> None:
+    """Report progress to nobody."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PassContext:
+    """What a pass may read and must not change.
+
+    Attributes:
+        profile: The device.
+        target: The one of the profile's targets that this branch is for.
+        example_args: Positional example inputs, batch of at least 2 where the model allows it.
+        example_kwargs: Keyword example inputs.
+        dynamic_shapes: As `torch.export.export` takes them, or None: capture chooses.
+        input_names: Names for the user inputs in order, or empty: from the signature.
+        output_names: Names for the outputs in order, or empty.
+        methods: Further methods of the module, by name.
+        calibration: Batches for statistics, or None.
+        evaluation: Batches for judging, or None.
+        reference: The untouched float model.
+        seed: The build's seed; draw through `rng`.
+        keep_float: Address globs of what the user wants left in float.
+        progress: Called with (what, done, total).
+        scope: Set by the pipeline: the running pass and its options, which seed `rng`.
+    """
+
+    profile: DeviceProfile
+    target: Target
+    example_args: tuple[Any, ...]
+    example_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dynamic_shapes: Any = None
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    methods: Mapping[str, MethodExample] = dataclasses.field(default_factory=dict)
+    calibration: Batches | None = None
+    evaluation: Batches | None = None
+    reference: FloatReference | None = None
+    seed: int = 0
+    keep_float: tuple[str, ...] = ()
+    progress: Callable[[str, int, int | None], None] = no_progress
+    scope: str = ""
+
+    def example(self, method: str) -> Batch:
+        """Return the example call of a method."""
+        if method in self.methods:
+            return Batch(self.methods[method].args, self.methods[method].kwargs)
+        return Batch(self.example_args, self.example_kwargs)
+
+    def rng(self, site: str) -> torch.Generator:
+        """Return a generator seeded by (seed, pass, options, site).
+
+        Each site draws its own numbers, so inserting a pass moves no other draw.
+        """
+        import torch
+
+        key = json.dumps([self.seed, self.scope, site]).encode()
+        number = int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
+        return torch.Generator().manual_seed(number)

@@ -1,0 +1,1 @@
+"""What commands find, as plain data; what `--json` prints."""
