@@ -21,7 +21,8 @@ import numpy as np
 
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
 from edgeopt.devices.profile import load_profile
-from edgeopt.results.reports import AccuracyResult, Pace
+from edgeopt.results.measurements import AccuracyResult
+from edgeopt.results.verdicts import Pace
 from edgeopt.runtime_tests.latency import Subject, compare, subject
 from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 

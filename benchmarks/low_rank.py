@@ -31,14 +31,17 @@ import torch
 from torch import nn
 
 import edgeopt
-from edgeopt.analysis.moments import SecondMoment, input_moments
+from edgeopt.analysis.moments import input_moments
 from edgeopt.devices.profile import LowRankRule, load_profile
 from edgeopt.errors import ConfigError
+from edgeopt.ir.calls import Batch
 from edgeopt.numerics.low_rank import output_error
+from edgeopt.numerics.observers import SecondMoment
 from edgeopt.passes.factorize.factorize_svd import FactorizeSVD, FactorizeSVDConfig
 from edgeopt.passes.factorize.sites import LowRank, matrix, vectors
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.state import Batch, ModelState, PassContext
+from edgeopt.pipeline.state import ModelState
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGETS = (0.9, 0.8, 0.7, 0.6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from edgeopt.version import __version__
 
 # The sibling folders install as edgeopt.exporters etc. (see pyproject.toml).
 # In a source checkout they sit beside this one, so look there as well.

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.devices.profile import Target
-from edgeopt.pipeline.state import MethodExample
+from edgeopt.ir.calls import MethodExample
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 
 from edgeopt.data import LabelledBatch, Samples, overlap
 from edgeopt.errors import CheckFailed, ConfigError, ModelError
+from edgeopt.ir.calls import Batch
 from edgeopt.pipeline.reference import FloatReference
-from edgeopt.pipeline.state import Batch
-from edgeopt.results.reports import AccuracyResult
+from edgeopt.results.measurements import AccuracyResult
 from edgeopt.runtime_tests.metrics import Metric, Outputs, answers, resolve_metric
 
 Array = np.ndarray[Any, Any]

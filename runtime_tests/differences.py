@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.results.reports import NodeProof
+from edgeopt.results.structure import NodeProof
 
 Array = np.ndarray[Any, Any]
 HISTOGRAM_KEYS = 32  # the most frequent differences; the rest is counted as "other"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
-from edgeopt.results.reports import MemoryResult, OperatorRow, ProofResult, SizeRow
+from edgeopt.results.measurements import MemoryResult
+from edgeopt.results.structure import OperatorRow, ProofResult, SizeRow
 from edgeopt.runtime_tests.base import Arrays, LoadOptions, Runner, Session
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ import numpy as np
 
 from edgeopt.devices.machine import machine
 from edgeopt.devices.profile import Protocol as LatencyProtocol
-from edgeopt.results.reports import Comparison, LatencyResult, Machine, Pace, Percentile
+from edgeopt.progress import Progress, no_progress
+from edgeopt.results.measurements import Comparison, LatencyResult, Machine, Percentile
+from edgeopt.results.verdicts import Pace
 from edgeopt.runtime_tests.base import Arrays, LoadOptions, RemoteSession, Runner, Session
 
 Array = np.ndarray[Any, Any]
-Progress = Callable[[str, int, int | None], None]
 
 EQUIVALENCE = 0.02  # two files within 2 % are the same to whoever ships one
 MAX_NOISE = 0.05  # a machine noisier than this cannot show that two files are the same
@@ -150,16 +151,12 @@ def subject(
     return Subject(artifact, runner.version(), load, method, stand_in)
 
 
-def _no_progress(_what: str, _done: int, _total: int | None) -> None:
-    """Report progress to nobody."""
-
-
 def measure(
     what: Subject,
     protocol: LatencyProtocol,
     *,
     seed: int = 0,
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
 ) -> LatencyResult:
     """Measure one subject.
 
@@ -177,7 +174,7 @@ def compare(
     protocol: LatencyProtocol,
     *,
     seed: int = 0,
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
 ) -> Pair:
     """Measure two subjects interleaved and judge the ratio candidate / baseline.
 

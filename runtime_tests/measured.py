@@ -7,10 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeopt.artifacts.artifact import Artifact, Manifest
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.errors import BundleError
 from edgeopt.files import read_json
-from edgeopt.results.reports import SCHEMA_VERSION, LatencyResult, Machine, Measured, Percentile
+from edgeopt.results.measurements import LatencyResult, Machine, Measured, Percentile
+from edgeopt.results.verdicts import SCHEMA_VERSION
 
 
 def attach(measured_path: Path, manifest: Manifest) -> tuple[Measured, LatencyResult]:

@@ -17,13 +17,13 @@ import numpy as np
 
 from edgeopt.devices.machine import machine
 from edgeopt.devices.profile import Protocol
-from edgeopt.results.reports import Comparison, MemoryResult
+from edgeopt.progress import Progress, no_progress
+from edgeopt.results.measurements import Comparison, MemoryResult
 from edgeopt.runtime_tests.latency import (
     MIN_BLOCKS,
     RESAMPLES,
     Array,
     Pair,
-    Progress,
     Subject,
     interleave,
     paired,
@@ -88,7 +88,7 @@ def compare_until(
     looks: int = LOOKS,
     budget_s: float = BUDGET_S,
     seed: int = 0,
-    progress: Progress = lambda _what, _done, _total: None,
+    progress: Progress = no_progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> Looked:
     """Time two files interleaved, look by look, until `decided` or the looks or the time end.

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.devices.profile import DeviceProfile, Sparsity, Target
+from edgeopt.ir.calls import Batch
 from edgeopt.passes import by_name
 from edgeopt.pipeline.compiler_pass import Pass
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
 from edgeopt.pipeline.reference import FloatReference
-from edgeopt.pipeline.state import Batch, ModelState, PassContext
+from edgeopt.pipeline.state import ModelState
 
 X86 = "onnxruntime-x86"
 TENSORRT = "tensorrt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,27 @@ FORBIDDEN = {
     "api": ("edgeopt.cli",),
     "report": ("edgeopt.exporters", "edgeopt.runtime_tests", "edgeopt.api", "edgeopt.cli"),
 }
+
+# Floors: a room may import only rooms of the floors above it in this list.
+FLOORS = (
+    ("version", "errors", "progress", "numerics"),
+    ("files",),
+    ("userfile",),
+    ("ir", "results"),
+    ("quant", "limits"),
+    ("contracts", "devices", "integer", "report"),
+    ("pipeline", "artifacts"),
+    ("analysis", "data", "device_profiles", "exporters"),
+    ("models", "runtime_tests"),
+    ("adapters", "app_assets"),
+    ("passes",),
+    ("recipes",),
+    ("api",),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+MOST_ROOMS = 32
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +139,48 @@ def test_imports_go_one_way() -> None:
         if any(name == bad or name.startswith(f"{bad}.") for bad in FORBIDDEN[part])
     ]
     assert not broken
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def _graph() -> dict[str, set[str]]:
+    """Return module -> modules of edgeopt that it imports, wherever in the file."""
+    names = {_name(path): path for folder in SOURCES for path in _modules(folder)}
+    return {
+        name: {found for found in _imports(path) if found in names} - {name}
+        for name, path in names.items()
+    }
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {_room(module) for module in _graph()} - {""}
+    assert rooms == set(LEVEL)
+    assert len(rooms - {"__main__"}) <= MOST_ROOMS
+
+
+def test_imports_go_down_the_floors() -> None:
+    upward = [
+        f"{module} imports {found}"
+        for module, imported in _graph().items()
+        for found in sorted(imported)
+        if module != "edgeopt" and _room(found) not in ("", _room(module))
+        if LEVEL[_room(found)] >= LEVEL[_room(module)]
+    ]
+    assert not upward
+
+
+def test_only_the_public_face_imports_upward() -> None:
+    # `edgeopt.build` is handed out lazily by the package itself
+    graph = _graph()
+    assert {_room(found) for found in graph["edgeopt"]} == {"api", "version"}
+    assert not [m for m, found in graph.items() if "edgeopt" in found and _room(m) != "__main__"]
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    order = graphlib.TopologicalSorter(_graph())
+    order.prepare()  # a CycleError names the files
 
 
 def test_the_mapped_folders_go_by_one_name() -> None:

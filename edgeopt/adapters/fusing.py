@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +13,9 @@ from torch import nn
 from edgeopt.adapters.deltas.delta import Part, fuse
 from edgeopt.adapters.matching import Match, match
 from edgeopt.adapters.peft.folder import Adapter
+from edgeopt.contracts.tied import tied_contracts
 from edgeopt.errors import AdapterError, ConfigError
-from edgeopt.pipeline.verifier.check import tied_contracts
+from edgeopt.progress import Progress, no_progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def parse_spec(text: str) -> tuple[Path, float]:
 def fuse_adapters(
     module: nn.Module,
     adapters: Sequence[tuple[Adapter, float]],
-    progress: Callable[[str, int, int | None], None] = lambda _what, _done, _total: None,
+    progress: Progress = no_progress,
 ) -> Fusion:
     """Fuse adapters with their weights into a module's parameters, in place.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.fx import Node
 
 from edgeopt.ir import program
 from edgeopt.ir.edges import operator_name
-from edgeopt.pipeline.state import PassContext
+from edgeopt.pipeline.context import PassContext
 
 PRODUCERS = frozenset(
     {
@@ -101,22 +100,3 @@ def _chain(node: Node, names: dict[str, str]) -> Chain:
     if len(own[0].users) > 1:
         return Chain(producer, consumer, f"is called {len(own[0].users)} times")
     return Chain(producer, consumer)
-
-
-def select(names: Iterable[str], patterns: Iterable[str]) -> tuple[set[str], list[str]]:
-    """Return the names that any glob selects, and the globs that select nothing."""
-    import fnmatch
-
-    every = list(names)
-    chosen: set[str] = set()
-    idle: list[str] = []
-    for pattern in patterns:
-        hit = {
-            n
-            for n in every
-            if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, f"{pattern}.*")
-        }
-        if not hit:
-            idle.append(pattern)
-        chosen |= hit
-    return chosen, idle

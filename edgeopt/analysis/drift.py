@@ -10,10 +10,11 @@ from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
 from edgeopt.ir import edges, program
-from edgeopt.pipeline.reference import snr_db
-from edgeopt.pipeline.state import Batch
-from edgeopt.pipeline.verifier.graph import weighted_operands
-from edgeopt.results.reports import DriftRow, finite_db
+from edgeopt.ir.calls import Batch
+from edgeopt.numerics.snr import snr_db
+from edgeopt.quant.operands import weighted_operands
+from edgeopt.results.structure import DriftRow
+from edgeopt.results.verdicts import finite_db
 
 
 def rank(

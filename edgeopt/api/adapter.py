@@ -3,122 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import edgeopt
 from edgeopt.adapters.fusing import parse_spec
-from edgeopt.adapters.peft.folder import CONFIG, WEIGHTS, Adapter, read_adapter
-from edgeopt.api.building.lock import key_of
+from edgeopt.adapters.peft.folder import WEIGHTS, Adapter, read_adapter
+from edgeopt.api.building.adapters import adapter_hashes, fuse
 from edgeopt.artifacts.artifact import FileEntry
-from edgeopt.devices.profile import DeviceProfile, load_profile
-from edgeopt.errors import AdapterError, BundleError, ConfigError, PipelineError
+from edgeopt.devices.profile import load_profile
+from edgeopt.errors import AdapterError, BundleError
 from edgeopt.files import atomic_folder, sha256, to_json, write_text
+from edgeopt.ir.digests import digest as weights_digest
 from edgeopt.models.load import load_model
 from edgeopt.models.loaded import LoadedModel
 from edgeopt.models.weights import check_finite
-from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
-from edgeopt.pipeline.compiler_pass import Pass
-from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.reference import digest as weights_digest
-from edgeopt.pipeline.state import ModelState, PassContext, PassRecord, no_progress
-from edgeopt.results.reports import SCHEMA_VERSION
+from edgeopt.progress import Progress, no_progress
+from edgeopt.results.verdicts import SCHEMA_VERSION
+from edgeopt.version import __version__
 
 FUSED = "fused.json"
+
+
 MODEL = "model.safetensors"
-_NAME_LENGTH = 100
-
-Progress = Callable[[str, int, int | None], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fused:
-    """A model with its adapters, as a build goes on with it.
-
-    Attributes:
-        loaded: The model; the one given where there are no adapters.
-        history: What ran.
-        names: The adapters' names, with their weight where it is not 1.
-        hashes: What the build key holds of them.
-    """
-
-    loaded: LoadedModel
-    history: tuple[PassRecord, ...] = ()
-    names: tuple[str, ...] = ()
-    hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def adapters_of(
-    given: Sequence[str], passes: Sequence[Pass[Any]]
-) -> tuple[tuple[str, ...], tuple[Pass[Any], ...]]:
-    """Return all adapters, those that a recipe names before those of the options, and the rest.
-
-    A recipe's `fuse_lora` is taken out of its passes, since it runs before the reference is taken.
-
-    Raises:
-        PipelineError: If a recipe fuses after another pass: the reference would lack the adapter.
-    """
-    front = [p for p in passes if isinstance(p, FuseLora)]
-    if any(not isinstance(p, FuseLora) for p in passes[: len(front)]):
-        raise PipelineError(
-            "fuse_lora must stand first, so that the reference is the adapted model"
-        )
-    if any(not p.config.adapters for p in front):
-        raise ConfigError("fuse_lora: the recipe names no adapter; set fuse_lora.adapters")
-    named = [text for p in front for text in p.config.adapters]
-    return (*named, *given), tuple(passes[len(front) :])
-
-
-def fuse(
-    loaded: LoadedModel,
-    adapters: Sequence[str],
-    profile: DeviceProfile,
-    *,
-    verify: str = "full",
-    progress: Progress = no_progress,
-) -> Fused:
-    """Fuse adapters into a copy of a model, through the pass and the verifier.
-
-    Raises:
-        EdgeOptError: If an adapter cannot be read, or is not one of this model.
-    """
-    if not adapters:
-        return Fused(loaded)
-    pass_ = FuseLora(FuseLoraConfig(tuple(adapters)))
-    context = PassContext(
-        profile=profile,
-        target=profile.targets[0],
-        example_args=loaded.example_args,
-        example_kwargs=loaded.example_kwargs,
-        progress=progress,
-    )
-    state = Pipeline((pass_,)).run(ModelState(module=loaded.module), context, verify=verify)
-    specs = [parse_spec(text) for text in adapters]
-    names = tuple(_called(folder, weight) for folder, weight in specs)
-    files = [[_hashes(folder), weight] for folder, weight in specs]
-    called = re.sub(r"[^\w.-]+", "-", "-".join((loaded.name, *names)))[:_NAME_LENGTH]
-    return Fused(
-        loaded=dataclasses.replace(
-            loaded,
-            module=state.carrier_module,
-            name=called,
-            source=f"{loaded.source or loaded.name} with {', '.join(names)}",
-        ),
-        history=state.history,
-        names=names,
-        hashes={"adapters": key_of({"adapters": files})},
-    )
-
-
-def _called(folder: Path, weight: float) -> str:
-    name = folder.resolve().name
-    return name if weight == 1 else f"{name}@{weight:g}"
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {name: sha256(folder / name) for name in (CONFIG, WEIGHTS)}
 
 
 # --- inspect -------------------------------------------------------------------------------------
@@ -325,11 +232,11 @@ def run_fuse(
         _write_weights(fused.loaded, folder / MODEL)
         path = folder / MODEL
         result = FusedModel(
-            edgeopt=edgeopt.__version__,
+            edgeopt=__version__,
             model=loaded.source or loaded.name,
             base=weights_digest(loaded.module),
             fused=weights_digest(fused.loaded.module),
-            adapters=tuple(FusedAdapter(d.resolve().name, w, _hashes(d)) for d, w in specs),
+            adapters=tuple(FusedAdapter(d.resolve().name, w, adapter_hashes(d)) for d, w in specs),
             file=FileEntry(MODEL, sha256(path), path.stat().st_size),
             changes=record.changes,
             skipped=record.skipped,

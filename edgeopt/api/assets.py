@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from edgeopt.app_assets.manifest import (
 from edgeopt.app_assets.platforms import PLATFORMS, Platform, platform
 from edgeopt.app_assets.vectors import INDEX, read_vectors, write_vectors
 from edgeopt.artifacts.artifact import Artifact
-from edgeopt.artifacts.bundle import Bundle, entries, read_golden
-from edgeopt.devices.profile import load_profile, load_rules
+from edgeopt.artifacts.bundle import Bundle, entries
+from edgeopt.artifacts.golden import read_golden
+from edgeopt.devices.profile import load_profile
+from edgeopt.devices.rules import load_rules
 from edgeopt.errors import (
     BundleError,
     CheckFailed,
@@ -34,8 +36,8 @@ from edgeopt.errors import (
     RuntimeUnavailable,
 )
 from edgeopt.files import atomic_folder, inside, sha256, to_json, write_text
-from edgeopt.pipeline.state import no_progress
-from edgeopt.results.reports import Check, Verdict
+from edgeopt.progress import Progress, no_progress
+from edgeopt.results.verdicts import Check, Verdict
 
 LABELS = "labels.txt"
 PREPROCESSING = "preprocessing.json"
@@ -44,8 +46,6 @@ STAY_HOME = (".sites.json",)
 """Files of an artifact that only reports read."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def run_assets(

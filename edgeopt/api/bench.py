@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from edgeopt.api.formats import SUFFIXES, inspector_for
 from edgeopt.artifacts.bundle import Bundle
 from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, RuntimeUnavailable
-from edgeopt.pipeline.state import no_progress
+from edgeopt.progress import Progress, no_progress
 from edgeopt.results.reports import BenchResult
 
 
@@ -30,7 +30,7 @@ def run_bench(
     path: Path,
     against: Path | None = None,
     protocol: Protocol | None = None,
-    progress: Callable[[str, int, int | None], None] = no_progress,
+    progress: Progress = no_progress,
     *,
     seed: int = 0,
 ) -> BenchResult:

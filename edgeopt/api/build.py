@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import edgeopt
-from edgeopt.api.building import job as compiling
-from edgeopt.api.building import judging, packing
+from edgeopt.api.building import exporting, judging, packing
+from edgeopt.api.building.branches import Branch, pass_rows, run_branch, run_trunk
 from edgeopt.api.building.inputs import resolve
-from edgeopt.api.building.job import Branch
 from edgeopt.api.building.judgement import Judgement, Wishes, Written
 from edgeopt.api.building.lock import options_from_lock, read_lock
 from edgeopt.api.building.options import BuildOptions
@@ -21,15 +19,17 @@ from edgeopt.artifacts.artifact import Artifact
 from edgeopt.artifacts.bundle import Bundle
 from edgeopt.devices.profile import Target
 from edgeopt.errors import ConfigError, nearest
-from edgeopt.files import atomic_folder
-from edgeopt.models.loaded import LoadedModel, from_module
+from edgeopt.files import atomic_folder, write_text
+from edgeopt.models.from_module import from_module
+from edgeopt.models.loaded import LoadedModel
 from edgeopt.pipeline.compiler_pass import WARNING
-from edgeopt.pipeline.state import ModelState, no_progress
-from edgeopt.results.reports import BuildReport, combine
+from edgeopt.pipeline.state import ModelState
+from edgeopt.progress import Progress, no_progress
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.verdicts import combine
+from edgeopt.version import __version__
 
 __all__ = ["BuildOptions", "BuildOutcome", "build", "options_from_lock", "run_build"]
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,16 @@ class BuildOutcome:
     def bundle(self) -> Bundle:
         """The bundle, opened."""
         return Bundle.open(self.bundle_path)
+
+    def to_html(self, path: Path | str) -> None:
+        """Write the report as one self-contained HTML file.
+
+        Raises:
+            BundleError: If the place cannot be written.
+        """
+        from edgeopt.report.html import render
+
+        write_text(Path(path), render(self.report))
 
 
 def build(
@@ -125,9 +135,9 @@ class _Build:
         out = self._options.out or Path("dist") / f"{job.loaded.name}-{job.profile.name}"
         with atomic_folder(out) as folder:
             with self._stage("compile"):
-                trunk = compiling.run_trunk(job)
+                trunk = run_trunk(job)
                 targets = (*self._inputs.targets, *self._inputs.stand_ins)
-                branches = [compiling.run_branch(job, trunk, target) for target in targets]
+                branches = [run_branch(job, trunk, target) for target in targets]
             with self._stage("export"):
                 written = self._export(folder, trunk, branches)
             report = self._judge(folder, trunk, branches, written)
@@ -187,7 +197,7 @@ class _Build:
         self, folder: Path, state: ModelState, target: Target, name: str, precision: str
     ) -> Artifact:
         self._progress(f"export {name}", 0, None)
-        return compiling.export(
+        return exporting.export(
             self._inputs.job, state, target, folder, name=name, precision=precision,
             build_key=self._inputs.build_key,
         )  # fmt: skip
@@ -211,7 +221,7 @@ class _Build:
         limits = judging.judge(inputs.limits, judgement.found_for_verdict())
         if not written[0].own:
             limits = judging.withheld(limits, "only a stand-in was built")
-        rows = compiling.pass_rows(trunk, branches)
+        rows = pass_rows(trunk, branches)
         noted = [
             note.removeprefix(WARNING)
             for row in rows
@@ -220,7 +230,7 @@ class _Build:
         ]
         return BuildReport(
             bundle="",
-            edgeopt=edgeopt.__version__,
+            edgeopt=__version__,
             model=job.loaded.source or job.loaded.name,
             profile=job.profile.name,
             profile_title=job.profile.title,

@@ -6,10 +6,11 @@ import dataclasses
 import platform
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from pathlib import Path
 
+from edgeopt.devices.machine import is_device
 from edgeopt.models.torchvision_operators import import_torchvision
-from edgeopt.results.reports import SCHEMA_VERSION, Machine
+from edgeopt.results.measurements import Machine
+from edgeopt.results.verdicts import SCHEMA_VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,7 @@ _REQUIRED = tuple(
     )
 )
 
+
 _OPTIONAL = (
     _Wanted(
         "ONNX Runtime",
@@ -194,6 +196,7 @@ _OPTIONAL = (
     ),
 )
 
+
 _PROVIDERS = (
     (
         "CPUExecutionProvider",
@@ -208,6 +211,7 @@ _PROVIDERS = (
         "pip install onnxruntime-gpu (in place of onnxruntime)",
     ),
 )
+
 
 _CPU_FEATURES = {
     "x86": (
@@ -227,12 +231,12 @@ _CPU_FEATURES = {
 
 def run_doctor() -> DoctorResult:
     """Look at this machine."""
-    import edgeopt
     from edgeopt.devices.machine import machine as describe
+    from edgeopt.version import __version__
 
     machine = describe()
     return DoctorResult(
-        edgeopt=edgeopt.__version__,
+        edgeopt=__version__,
         python=platform.python_version(),
         machine=machine,
         pieces=(*(_look(w) for w in (*_REQUIRED, *_OPTIONAL)), *_backends()),
@@ -346,33 +350,6 @@ def _measurable() -> tuple[Measurable, ...]:
             word = "no" if reason else "stand-in"
             found.append(Measurable(name, target.name, target.runtime, word, reason))
     return tuple(found)
-
-
-def is_device(runs_here: str) -> bool:
-    """Tell whether this machine is the device that a profile's `runs_here` describes."""
-    if runs_here == "any-cpu":
-        return True
-    if runs_here.startswith("cuda-sm"):
-        return _cuda_capability() == runs_here.removeprefix("cuda-")
-    if runs_here.startswith("jetson-"):
-        try:
-            board = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return False
-        return runs_here.removeprefix("jetson-") in board.lower()
-    return False
-
-
-def _cuda_capability() -> str:
-    try:
-        import torch
-
-        if not torch.cuda.is_available():
-            return ""
-        major, minor = torch.cuda.get_device_capability(0)
-    except Exception:  # a broken driver raises from C++
-        return ""
-    return f"sm{major}{minor}"
 
 
 def _why_not(runtime: str) -> str:

@@ -35,8 +35,9 @@ def inspector_for(format_: str) -> Inspector:
         ConfigError: If there is none; the nearest is suggested.
     """
     from edgeopt.runtime_tests.executorch.inspector import ExecuTorchInspector
-    from edgeopt.runtime_tests.onnxruntime.inspector import OnnxInspector, TensorRTInspector
+    from edgeopt.runtime_tests.onnxruntime.inspector import OnnxInspector
     from edgeopt.runtime_tests.qnn.inspector import QnnInspector
+    from edgeopt.runtime_tests.tensorrt.inspector import TensorRTInspector
 
     inspectors = (OnnxInspector, TensorRTInspector, ExecuTorchInspector, QnnInspector)
     known: dict[str, type[Inspector]] = {i.format: i for i in inspectors}

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.api.formats import inspector_for
-from edgeopt.api.gating.opening import Side, facts_of, open_sides
+from edgeopt.api.gating.facts import facts_of
+from edgeopt.api.gating.opening import open_sides
+from edgeopt.api.gating.side import Side
 from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, RuntimeUnavailable, nearest
 from edgeopt.limits.facts import ACCURACY, COUNTED, Facts, accuracy, attached, counted
 from edgeopt.limits.judge import Found, judge, verdict_of
 from edgeopt.limits.quantities import Bound, bounds
 from edgeopt.limits.results import GateLimit, GateResult, combine
-from edgeopt.pipeline.state import no_progress
-from edgeopt.results.reports import Comparison, MemoryResult, Verdict
+from edgeopt.progress import Progress, no_progress
+from edgeopt.results.measurements import Comparison, MemoryResult
+from edgeopt.results.verdicts import Verdict
 
 if TYPE_CHECKING:
     from edgeopt.runtime_tests.latency import Subject
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
 LATENCY = ("latency_p50", "latency_p99")
 MEMORY = "peak_memory"
 SHOWN_ONLY = "shown, never judged: {why}; gate the plain files to judge them for this machine"
-
-Progress = Callable[[str, int, int | None], None]
 
 
 @dataclasses.dataclass(frozen=True)

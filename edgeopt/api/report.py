@@ -10,15 +10,9 @@ from typing import Any
 from edgeopt.artifacts.bundle import REPORT, REPORT_HTML, Bundle
 from edgeopt.errors import BundleError, CheckFailed, ProfileError
 from edgeopt.files import inside, to_json, write_text
-from edgeopt.results.reports import (
-    SCHEMA_VERSION,
-    BuildReport,
-    LatencyResult,
-    LimitResult,
-    Measured,
-    Verdict,
-    combine,
-)
+from edgeopt.results.measurements import LatencyResult, Measured
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.verdicts import SCHEMA_VERSION, LimitResult, Verdict, combine
 
 # Limit -> which percentile of the latency it speaks of.
 _LATENCY_LIMITS = {"latency_p50_ms": "p50", "latency_p99_ms": "p99"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,14 @@ import numpy as np
 from edgeopt.api.building import measure
 from edgeopt.api.formats import inspector_for
 from edgeopt.artifacts.artifact import Artifact
-from edgeopt.artifacts.bundle import Bundle, read_contracts, read_golden, read_programs
+from edgeopt.artifacts.build_state import read_contracts, read_programs
+from edgeopt.artifacts.bundle import Bundle
+from edgeopt.artifacts.golden import read_golden
 from edgeopt.errors import BundleError, ConfigError, EdgeOptError, RuntimeUnavailable
-from edgeopt.pipeline.state import no_progress
-from edgeopt.results.reports import (
-    Check,
-    ContractResult,
-    ProofResult,
-    Verdict,
-    VerifyResult,
-    combine,
-)
+from edgeopt.progress import Progress, no_progress
+from edgeopt.results.reports import VerifyResult
+from edgeopt.results.structure import ContractResult, ProofResult
+from edgeopt.results.verdicts import Check, Verdict, combine
 from edgeopt.runtime_tests.base import Arrays
 
 GOLDEN_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
@@ -29,9 +25,7 @@ GOLDEN_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 5e-2}
 and may move a code at a rounding border; the same machine gives the same bits."""
 
 
-def run_verify(
-    path: Path | str, *, progress: Callable[[str, int, int | None], None] = no_progress
-) -> VerifyResult:
+def run_verify(path: Path | str, *, progress: Progress = no_progress) -> VerifyResult:
     """Check checksums, contracts in the files, the integer proof and golden vectors.
 
     Raises:

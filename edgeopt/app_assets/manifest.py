@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeopt.artifacts.artifact import FileEntry, Method, Preprocessing
+from edgeopt.artifacts.artifact import FileEntry
+from edgeopt.artifacts.interface import Method, Preprocessing
 from edgeopt.errors import BundleError
 from edgeopt.files import inside, read_json
-from edgeopt.results.reports import Check
+from edgeopt.results.verdicts import Check
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from edgeopt.artifacts.artifact import Manifest
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.models.zoo.catalogue import CATALOGUE
 
 RUNTIMES: Mapping[str, tuple[tuple[str, str], ...]] = {

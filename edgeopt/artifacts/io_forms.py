@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.artifacts.artifact import IOQuantization, IOSpec, Method, Pixels
+from edgeopt.artifacts.interface import IOQuantization, IOSpec, Method, Pixels
 
 Array = np.ndarray[Any, Any]
 

@@ -46,9 +46,9 @@ app.add_typer(adapter, name="adapter")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        import edgeopt
+        from edgeopt.version import __version__
 
-        print(f"edgeopt {edgeopt.__version__}")
+        print(f"edgeopt {__version__}")
         raise typer.Exit
 
 

@@ -40,7 +40,7 @@ def bench(
     from edgeopt.devices.machine import machine
     from edgeopt.devices.profile import Protocol
     from edgeopt.errors import ConfigError
-    from edgeopt.results.reports import Pace
+    from edgeopt.results.verdicts import Pace
 
     if threads is not None and threads > (cores := machine().cores):  # thousands exhaust memory
         raise ConfigError(f"--threads {threads}: this machine has {cores} cores")

@@ -178,7 +178,7 @@ def build(
 
 def exit_code(report: BuildReport, *, require_measured: bool = False) -> int:
     """Return 1 if a limit failed, 3 if one was not measured and had to be, else 0."""
-    from edgeopt.results.reports import Verdict
+    from edgeopt.results.verdicts import Verdict
 
     if report.verdict is Verdict.FAIL:
         return 1

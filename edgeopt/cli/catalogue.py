@@ -142,7 +142,7 @@ def _limits(profile: DeviceProfile) -> str:
 
 def _show_profile(profile: DeviceProfile) -> None:
     from edgeopt.cli.text import Table, show_line, show_table
-    from edgeopt.devices.profile import LIMITS
+    from edgeopt.limits.limit import LIMITS
 
     show_line(f"{profile.name}  {profile.title}", "bold")
     show_line(

@@ -61,7 +61,7 @@ def gate(
     from edgeopt.api.gate import GateOptions, run_gate
     from edgeopt.cli.text import only_json, progress_line, show_json
     from edgeopt.files import write_text
-    from edgeopt.results.reports import Verdict
+    from edgeopt.results.verdicts import Verdict
 
     options = GateOptions(
         limits=tuple(limits or ()),

@@ -33,11 +33,11 @@ SCHEMAS = {
         "golden/MODEL/index.json of app assets",
     ),
     "doctor": ("edgeopt.api.doctor", "DoctorResult", "`doctor --json`"),
-    "manifest": ("edgeopt.artifacts.artifact", "Manifest", "manifest.json of a bundle"),
-    "measured": ("edgeopt.results.reports", "Measured", "what the on-device script writes"),
+    "manifest": ("edgeopt.artifacts.manifest", "Manifest", "manifest.json of a bundle"),
+    "measured": ("edgeopt.results.measurements", "Measured", "what the on-device script writes"),
     "profile": ("edgeopt.devices.profile", "DeviceProfile", "a device profile (TOML)"),
     "recipe": ("edgeopt.recipes.recipe", "Recipe", "a recipe (TOML)"),
-    "rules": ("edgeopt.devices.profile", "RuleSet", "a rule set (TOML)"),
+    "rules": ("edgeopt.devices.rules", "RuleSet", "a rule set (TOML)"),
 }
 
 

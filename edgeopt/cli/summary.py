@@ -6,23 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.cli.text import STYLES, Table, show_line, show_table, show_warning
-from edgeopt.results.reports import Verdict
+from edgeopt.results.verdicts import Verdict
 
 if TYPE_CHECKING:
     from edgeopt.api.doctor import DoctorResult
-    from edgeopt.results.reports import (
+    from edgeopt.results.measurements import (
         AccuracyResult,
-        BenchResult,
-        BuildReport,
         Comparison,
-        ContractResult,
         LatencyResult,
-        LimitResult,
         Machine,
         Percentile,
-        ProofResult,
-        VerifyResult,
     )
+    from edgeopt.results.reports import BenchResult, BuildReport, VerifyResult
+    from edgeopt.results.structure import ContractResult, ProofResult
+    from edgeopt.results.verdicts import LimitResult
 
 
 def show_build(report: BuildReport, bundle: Path) -> None:

@@ -7,9 +7,10 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from edgeopt.progress import Progress, no_progress
 from edgeopt.report.printable import printable
 
 _REFRESH_SECONDS = 0.1
@@ -147,13 +148,14 @@ def _descriptor_moved() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_line() -> Iterator[Callable[[str, int, int | None], None]]:
+def progress_line() -> Iterator[Progress]:
     """Yield a progress sink that draws one line on standard error, on a terminal only."""
     if not sys.stderr.isatty():
-        yield lambda _what, _done, _total: None
+        yield no_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bar
 
     columns = (
         SpinnerColumn(),
@@ -162,7 +164,7 @@ def progress_line() -> Iterator[Callable[[str, int, int | None], None]]:
         MofNCompleteColumn(),
     )
     # No refresh thread: it would run beside the latency loops and be measured with them.
-    with Progress(
+    with Bar(
         *columns, console=Console(stderr=True), transient=True, auto_refresh=False
     ) as progress:
         task = progress.add_task("starting", total=None)

@@ -13,7 +13,7 @@ def verify(bundle: BundleArgument, as_json: AsJson = False) -> int:
     """
     from edgeopt.api.verify import run_verify
     from edgeopt.cli.text import only_json, show_json
-    from edgeopt.results.reports import Verdict
+    from edgeopt.results.verdicts import Verdict
 
     with only_json(wanted=as_json):
         result = run_verify(bundle)

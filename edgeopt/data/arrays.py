@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeopt.artifacts.artifact import Preprocessing
+from edgeopt.artifacts.interface import Preprocessing
 from edgeopt.data.pixels import to_input
 from edgeopt.data.samples import LabelledBatch, Samples
 from edgeopt.data.signature import Signature

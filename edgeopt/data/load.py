@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeopt.artifacts.artifact import Preprocessing
+from edgeopt.artifacts.interface import Preprocessing
 from edgeopt.data.arrays import (
     MAX_ARRAY_BYTES,
     DatasetSource,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeopt.artifacts.artifact import Preprocessing
+from edgeopt.artifacts.interface import Preprocessing
 from edgeopt.errors import DataError
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeopt.artifacts.artifact import Preprocessing
+from edgeopt.artifacts.interface import Preprocessing
 from edgeopt.errors import ConfigError, DataError
-from edgeopt.pipeline.reference import digest_tensors, leaves
-from edgeopt.pipeline.state import Batch, Batches
+from edgeopt.ir.calls import Batch, Batches
+from edgeopt.ir.digests import digest_tensors
+from edgeopt.ir.trees import leaves
 
 HASH_BATCH = 64
 CACHED_BYTES = 2_500_000

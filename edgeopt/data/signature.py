@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from edgeopt.data.samples import LabelledBatch
 from edgeopt.errors import DataError
 from edgeopt.ir import trees
-from edgeopt.pipeline.reference import leaves
+from edgeopt.ir.trees import leaves
 
 # Storage widths that hold the same numbers; anything else is refused, not converted.
 _CASTS = {

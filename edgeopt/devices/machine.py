@@ -7,9 +7,10 @@ import os
 import platform
 from pathlib import Path
 
-from edgeopt.results.reports import Machine
+from edgeopt.results.measurements import Machine
 
 CPU_INFO = Path("/proc/cpuinfo")
+
 
 # Instruction sets that decide which kernels a runtime takes.
 FEATURES = frozenset(
@@ -40,6 +41,8 @@ FEATURES = frozenset(
         "svei8mm",
     ]
 )
+
+
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
 
 
@@ -89,3 +92,30 @@ def parse_cpu_info(text: str) -> tuple[str, tuple[str, ...]]:
     if "asimd" in present:  # what 64-bit Arm calls NEON
         present.add("neon")
     return name, tuple(sorted(present & FEATURES))
+
+
+def is_device(runs_here: str) -> bool:
+    """Tell whether this machine is the device that a profile's `runs_here` describes."""
+    if runs_here == "any-cpu":
+        return True
+    if runs_here.startswith("cuda-sm"):
+        return _cuda_capability() == runs_here.removeprefix("cuda-")
+    if runs_here.startswith("jetson-"):
+        try:
+            board = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        return runs_here.removeprefix("jetson-") in board.lower()
+    return False
+
+
+def _cuda_capability() -> str:
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return ""
+        major, minor = torch.cuda.get_device_capability(0)
+    except Exception:  # a broken driver raises from C++
+        return ""
+    return f"sm{major}{minor}"

@@ -3,119 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
-import functools
-import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
+from edgeopt.devices.rules import SCHEMA_VERSION, load_rules, profiles_folder
 from edgeopt.errors import ConfigError, ProfileError, nearest
-from edgeopt.quant.spec import TensorSpec
+from edgeopt.limits.limit import Limit
 
-SCHEMA_VERSION = 1
 MAX_THREADS = 256
 """More would bring the machine down before they measured anything."""
-
-
-class Compute(enum.Enum):
-    """How a rule set treats an operator.
-
-    Attributes:
-        WEIGHTED: Multiplies by a weight; inputs, weight and bias are quantized.
-        INTEGER: Has an integer kernel when every activation around it is quantized.
-        FOLLOW: Moves codes without changing them; input and output share parameters.
-        ABSORB: An activation that the producer's output range already expresses.
-        TABLE: Picks rows of its first input; where a weighted operator reads that table too (a
-            tied head), both read the same codes.
-        FLOAT: Stays float.
-    """
-
-    WEIGHTED = "weighted"
-    INTEGER = "integer"
-    FOLLOW = "follow"
-    ABSORB = "absorb"
-    TABLE = "table"
-    FLOAT = "float"
-
-
-@dataclasses.dataclass(frozen=True)
-class OperatorRule:
-    """What a runtime's kernels do with one operator.
-
-    Attributes:
-        compute: How it is treated.
-        output: For WEIGHTED: `int8` if the kernel must also write codes, `float` if it may write
-            floats, `sparse-int8` if only under an N:M contract.
-        reads: `float` if its float kernel fuses with what feeds it, so that codes before it cost
-            more than they save; `any` otherwise.
-        constants: Its kernel takes codes of a stored tensor too (a position embedding, the weight
-            of a normalization); they are quantized as activations are.
-        output_range: The range that its kernel assumes for its codes, whatever was measured; empty
-            where any range will do.
-        fuses: Activations that its kernel takes in, of those that are absorbed; `any` for all.
-        note: Why; shown where the operator stays float.
-    """
-
-    compute: Compute
-    output: str = "float"
-    reads: str = "any"
-    constants: bool = False
-    output_range: tuple[float, float] | tuple[()] = ()
-    fuses: tuple[str, ...] = ("any",)
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if self.output not in ("float", "int8", "sparse-int8"):
-            raise ConfigError(f"output is float, int8 or sparse-int8, not {self.output!r}")
-        if self.reads not in ("any", "float"):
-            raise ConfigError(f"reads is any or float, not {self.reads!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RuleSet:
-    """The quantization rules of one (runtime, instruction set).
-
-    Attributes:
-        name: Also the file's name.
-        runtime: Whose kernels these are.
-        isa: The instruction set, or empty.
-        weight: How weights are quantized.
-        activation: How activations are quantized in the plan (before legalization).
-        operators: Operator name (`linear`, `conv2d`, `add`) -> rule; others stay float.
-        bias_bits: 32: the bias lies on its int32 grid.
-        prepare: Passes that bring the float graph to the runtime's form before it is planned; the
-            float yardstick gets them too.
-        whole_graph: What is not codes runs on another processor: inputs, outputs and what only
-            moves data are quantized as well, and every operator that stays float is named.
-        activation_bits: Other widths of activation codes that the kernels take; `plan` chooses.
-        legalize: Passes that bring the quantized graph to the runtime's form, in order.
-        weight_bits_without_vnni: On a CPU that saturates u8 x s8 products: use this width.
-        accumulator_bits: Width of the integer accumulator.
-        wide_accumulator_bits: Its width where activations have more than 8 bits.
-        source: Where the rules come from.
-    """
-
-    name: str
-    runtime: str
-    weight: TensorSpec
-    activation: TensorSpec
-    operators: Mapping[str, OperatorRule]
-    legalize: tuple[str, ...]
-    source: str
-    whole_graph: bool = False
-    activation_bits: tuple[int, ...] = ()
-    isa: str = ""
-    bias_bits: int = 32
-    prepare: tuple[str, ...] = ()
-    weight_bits_without_vnni: int = 7
-    accumulator_bits: int = 32
-    wide_accumulator_bits: int = 32
-    schema: int = SCHEMA_VERSION
-
-    def rule(self, operator: str) -> OperatorRule:
-        """Return the rule of an operator; FLOAT where none is listed."""
-        return self.operators.get(operator, OperatorRule(Compute.FLOAT, note="no integer kernel"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,78 +84,6 @@ class LowRankRule:
             raise ConfigError(
                 "low_rank: multiple is at least 1, min_width at least 0, saving from 0 to below 1"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """A bound on one measured or structural quantity.
-
-    Attributes:
-        name: One of `LIMITS`.
-        maximum: The value must not be above, or None.
-        minimum: The value must not be below, or None.
-        method: The program's method that it speaks of.
-        source: Why this bound.
-    """
-
-    name: str
-    maximum: float | None = None
-    minimum: float | None = None
-    method: str = "forward"
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        if self.name not in LIMITS:
-            raise ConfigError(f"limit {self.name!r} is not known{nearest(self.name, LIMITS)}")
-        if (self.maximum is None) == (self.minimum is None):
-            raise ConfigError(f"limit {self.name}: give either maximum or minimum")
-
-    @property
-    def text(self) -> str:
-        """The bound as people write it: `drop<=1`."""
-        if self.maximum is not None:
-            return f"{self.name}<={self.maximum:g}"
-        return f"{self.name}>={self.minimum:g}"
-
-    @staticmethod
-    def parse(text: str) -> Limit:
-        """Read `drop<=1` or `speedup>=1.6`.
-
-        Raises:
-            ConfigError: For any other form, or an unknown name.
-        """
-        for sign in ("<=", ">="):
-            name, found, number = text.partition(sign)
-            if found:
-                try:
-                    value = float(number)
-                    if math.isnan(value):
-                        raise ValueError
-                except ValueError:
-                    raise ConfigError(f"limit {text!r}: {number!r} is not a number") from None
-                if sign == "<=":
-                    return Limit(name.strip(), maximum=value, source="command line")
-                return Limit(name.strip(), minimum=value, source="command line")
-        raise ConfigError(f"a limit is NAME<=NUMBER or NAME>=NUMBER, not {text!r}")
-
-
-LIMITS: Mapping[str, tuple[str, str]] = {
-    # name: (unit, what it is)
-    "latency_p50_ms": ("ms", "median latency of one call, measured on the device"),
-    "latency_p99_ms": ("ms", "99th percentile of the latency, measured on the device"),
-    "speedup": ("ratio", "float latency over quantized latency, interleaved, same runtime"),
-    "size_mb": ("MB", "size of the target's model file, 10^6 bytes"),
-    "peak_memory_mb": ("MB", "peak resident set of a process that loads and runs the file"),
-    "drop": ("metric units", "loss of the task metric against the float model, paired"),
-    "agreement": ("%", "share of samples whose answer equals the float model's"),
-    "snr_db": ("dB", "signal-to-noise ratio of the outputs against the float model"),
-    "int8_macs": ("share", "share of the multiply-accumulates that run in INT8"),
-    "float_gemms": ("count", "weighted operators (convolutions, linears) that stay float"),
-    "partitions": ("count", "pieces of the program that the accelerator or delegate takes"),
-    "delegated_share": ("share", "share of the operators that the accelerator or delegate takes"),
-    "fused_attentions": ("count", "attentions that the device's compiler fuses into one kernel"),
-    "macs": ("count", "multiply-accumulates of one call"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,13 +187,9 @@ class DeviceProfile:
         return found[name]
 
 
-def _folder() -> Path:
-    return Path(str(resources.files("edgeopt.device_profiles")))
-
-
 def profile_names() -> tuple[str, ...]:
     """Return the names of the profiles that ship with edgeopt."""
-    return tuple(sorted(path.stem for path in _folder().glob("*.toml")))
+    return tuple(sorted(path.stem for path in profiles_folder().glob("*.toml")))
 
 
 def load_profile(name_or_path: str) -> DeviceProfile:
@@ -387,25 +207,10 @@ def load_profile(name_or_path: str) -> DeviceProfile:
             raise ProfileError(
                 f"profile {name_or_path!r} is not known{nearest(name_or_path, profile_names())}"
             )
-        path = _folder() / f"{name_or_path}.toml"
+        path = profiles_folder() / f"{name_or_path}.toml"
     profile = read_toml(path, DeviceProfile, error=ProfileError)
     if profile.schema != SCHEMA_VERSION:
         raise ProfileError(f"{path}: schema {profile.schema}; this edgeopt reads {SCHEMA_VERSION}")
     for target in (*profile.targets, *profile.stand_ins):
         load_rules(target.rules)
     return profile
-
-
-@functools.cache
-def load_rules(name: str) -> RuleSet:
-    """Return a rule set by name.
-
-    Raises:
-        ProfileError: If there is none of that name, or it does not fit.
-    """
-    from edgeopt.files import read_toml
-
-    known = sorted(path.stem for path in (_folder() / "rules").glob("*.toml"))
-    if name not in known:
-        raise ProfileError(f"rule set {name!r} is not known{nearest(name, known)}")
-    return read_toml(_folder() / "rules" / f"{name}.toml", RuleSet, error=ProfileError)

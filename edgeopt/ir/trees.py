@@ -205,3 +205,8 @@ def export_shapes(
         (tuple(args), dict(kwargs)),
     )
     return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)
+
+
+def leaves(outputs: object) -> list[Tensor]:
+    """Return the tensor leaves of any pytree."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from edgeopt.limits.judge import Found, change
 from edgeopt.limits.quantities import Quantity
-from edgeopt.results.reports import AccuracyResult, LatencyResult, Percentile
+from edgeopt.results.measurements import AccuracyResult, LatencyResult, Percentile
 
 COUNTED = (
     "size",

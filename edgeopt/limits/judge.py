@@ -7,7 +7,7 @@ import math
 
 from edgeopt.limits.quantities import Bound, Kind, Rule, Sense
 from edgeopt.limits.results import GateLimit
-from edgeopt.results.reports import Pace, Verdict
+from edgeopt.results.verdicts import Pace, Verdict
 
 CANNOT_TELL = "cannot tell"
 _ROUNDING = 1e-9

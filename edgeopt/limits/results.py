@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from edgeopt.limits.quantities import Kind, Sense
-from edgeopt.results.reports import Comparison, Machine, Pace, Verdict
+from edgeopt.results.measurements import Comparison, Machine
+from edgeopt.results.verdicts import Pace, Verdict
 
 SCHEMA_VERSION = 1
 

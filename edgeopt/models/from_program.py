@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from torch.utils import _pytree as pytree
 
 from edgeopt.errors import ModelError
 from edgeopt.ir import program, trees
-from edgeopt.ir.archive import clean_archive
 from edgeopt.ir.edges import operator_name
-from edgeopt.models.loaded import LoadedModel, from_module
+from edgeopt.ir.reading import load_exported
+from edgeopt.models.from_module import from_module
+from edgeopt.models.loaded import LoadedModel
 
 _TRAINING_FLAG = {"dropout": 2, "alpha_dropout": 2, "feature_dropout": 2, "batch_norm": 5}
 """Operator -> position of the argument that says whether it trains."""
@@ -34,7 +34,7 @@ def load_program(spec: str) -> LoadedModel:
         ModelError: If the file is damaged, holds what could run, or is no model for inference.
     """
     path = Path(spec).expanduser()
-    exported = _load(path)
+    exported = load_exported(path)
     _refuse_training(exported, path)
     args, kwargs = _example(exported, path)
     names = trees.input_names(
@@ -57,53 +57,6 @@ def load_program(spec: str) -> LoadedModel:
         input_names=names,
         metric=None,
         copy=False,
-    )
-
-
-def read_program(path: Path) -> ExportedProgram:
-    """Read a program of a bundle's `state/`: quantized operators and sites included.
-
-    It is checked like a stranger's, since a bundle may come from one.
-
-    Raises:
-        ModelError: If the file is damaged, or holds what could run.
-    """
-    import edgeopt.ir.dialect  # noqa: F401  (registers its operators)
-
-    return _load(path, dialect=True)
-
-
-def _load(path: Path, *, dialect: bool = False) -> ExportedProgram:
-    archive = clean_archive(path, dialect=dialect)
-    chatter = logging.getLogger("torch.export")
-    was_disabled, chatter.disabled = chatter.disabled, True
-    try:
-        with program.quiet_export():
-            exported = torch.export.load(archive)
-    except Exception as failure:  # a graph can be wrong in many unrelated ways
-        text = " ".join(str(failure).split())[:200]
-        raise ModelError(f"{path}: torch cannot read the program: {text}") from failure
-    finally:
-        chatter.disabled = was_disabled
-    if _writes(exported):
-        raise ModelError(
-            f"{path}: the program writes into its buffers or inputs; export one that keeps its "
-            "state in inputs and outputs"
-        )
-    return exported
-
-
-def _writes(exported: ExportedProgram) -> bool:
-    """Say whether the program changes a buffer or an input in place."""
-    signature = exported.graph_signature
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        return True
-    return any(
-        node.op == "call_function"
-        and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-        and isinstance(node.args[0], Node)
-        and node.args[0].op == "placeholder"
-        for node in exported.graph.nodes
     )
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt.artifacts.artifact import Preprocessing
+from edgeopt.artifacts.interface import Preprocessing
 from edgeopt.data.load import preprocessing_options
 from edgeopt.data.pixels import check_preprocessing
 from edgeopt.errors import ConfigError, ModelError, nearest
-from edgeopt.models.loaded import LoadedModel, from_module
+from edgeopt.models.from_module import from_module
+from edgeopt.models.loaded import LoadedModel
 from edgeopt.models.torchvision_operators import import_torchvision
 from edgeopt.models.weights import load_weights, read_weights
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from edgeopt.errors import ConfigError
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Phase, Stage
 
 ConfigT = TypeVar("ConfigT")
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from edgeopt.errors import ConfigError, EdgeOptError, PassError, PipelineError, PreconditionError
 from edgeopt.pipeline.compiler_pass import Pass
-from edgeopt.pipeline.state import ModelState, PassContext, PassRecord, Phase, Stage
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import ModelState, PassRecord, Phase, Stage
 
 
 class Observer(Protocol):

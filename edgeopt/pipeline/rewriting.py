@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt.ir.edges import require_site
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.pipeline.compiler_pass import PassResult
 from edgeopt.pipeline.state import ModelState
 

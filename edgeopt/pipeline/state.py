@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import PipelineError
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from torch.export import ExportedProgram
 
-    from edgeopt.analysis.moments import Statistics
     from edgeopt.contracts.contract import Contract
-    from edgeopt.devices.profile import DeviceProfile, Target
-    from edgeopt.pipeline.reference import FloatReference
     from edgeopt.quant.plan import Plan
+    from edgeopt.quant.statistics import Statistics
 
 
 class Stage(enum.IntEnum):
@@ -72,40 +67,6 @@ class WeightRole:
     name: str = ""
     dtype: str = ""
     max_shape: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """One call of the model: positional and keyword arguments, any pytree of tensors."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodExample:
-    """How a method of the model, beside `forward`, is called; its files keep these very shapes.
-
-    Attributes:
-        args: Positional example inputs.
-        kwargs: Keyword example inputs.
-        input_names: One a tensor, in pytree order.
-        output_names: One a tensor, in pytree order.
-        input_roles: One a tensor.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    input_names: tuple[str, ...] = ()
-    output_names: tuple[str, ...] = ()
-    input_roles: tuple[str, ...] = ()
-
-
-FORWARD = "forward"
-"""The method that data, accuracy and latency speak of."""
-
-Batches = Callable[[], Iterator[Batch]]
-"""A re-iterable source of batches; calling it starts from the beginning, so data can stream."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,63 +143,3 @@ class ModelState:
     def with_programs(self, programs: Mapping[str, ExportedProgram], **changes: Any) -> ModelState:
         """Return a state over other programs."""
         return dataclasses.replace(self, module=None, programs=dict(programs), **changes)
-
-
-def no_progress(_what: str, _done: int, _total: int | None) -> None:
-    """Report progress to nobody."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PassContext:
-    """What a pass may read and must not change.
-
-    Attributes:
-        profile: The device.
-        target: The one of the profile's targets that this branch is for.
-        example_args: Positional example inputs, batch of at least 2 where the model allows it.
-        example_kwargs: Keyword example inputs.
-        dynamic_shapes: As `torch.export.export` takes them, or None: capture chooses.
-        input_names: Names for the user inputs in order, or empty: from the signature.
-        output_names: Names for the outputs in order, or empty.
-        methods: Further methods of the module, by name.
-        calibration: Batches for statistics, or None.
-        evaluation: Batches for judging, or None.
-        reference: The untouched float model.
-        seed: The build's seed; draw through `rng`.
-        keep_float: Address globs of what the user wants left in float.
-        progress: Called with (what, done, total).
-        scope: Set by the pipeline: the running pass and its options, which seed `rng`.
-    """
-
-    profile: DeviceProfile
-    target: Target
-    example_args: tuple[Any, ...]
-    example_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    dynamic_shapes: Any = None
-    input_names: tuple[str, ...] = ()
-    output_names: tuple[str, ...] = ()
-    methods: Mapping[str, MethodExample] = dataclasses.field(default_factory=dict)
-    calibration: Batches | None = None
-    evaluation: Batches | None = None
-    reference: FloatReference | None = None
-    seed: int = 0
-    keep_float: tuple[str, ...] = ()
-    progress: Callable[[str, int, int | None], None] = no_progress
-    scope: str = ""
-
-    def example(self, method: str) -> Batch:
-        """Return the example call of a method."""
-        if method in self.methods:
-            return Batch(self.methods[method].args, self.methods[method].kwargs)
-        return Batch(self.example_args, self.example_kwargs)
-
-    def rng(self, site: str) -> torch.Generator:
-        """Return a generator seeded by (seed, pass, options, site).
-
-        Each site draws its own numbers, so inserting a pass moves no other draw.
-        """
-        import torch
-
-        key = json.dumps([self.seed, self.scope, site]).encode()
-        number = int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
-        return torch.Generator().manual_seed(number)

@@ -7,7 +7,9 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from edgeopt.report.words import decibels
-from edgeopt.results.reports import EXACT_DB, BuildReport, DriftRow
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.structure import DriftRow
+from edgeopt.results.verdicts import EXACT_DB
 
 
 @dataclasses.dataclass(frozen=True)

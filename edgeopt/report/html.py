@@ -8,7 +8,8 @@ from typing import Any
 from edgeopt.report import drift, overview, placement, plots, sizes, view, words
 from edgeopt.report.files import Files
 from edgeopt.report.printable import printable
-from edgeopt.results.reports import BuildReport, Verdict
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.verdicts import Verdict
 
 MOST_DRIFT_ROWS = 16
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from edgeopt.limits.results import GateLimit, GateResult
 from edgeopt.report import change
 from edgeopt.report.printable import printable
-from edgeopt.results.reports import Verdict
+from edgeopt.results.verdicts import Verdict
 
 SUITE = "edgeopt gate"
 

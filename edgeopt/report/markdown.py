@@ -7,7 +7,7 @@ import re
 from edgeopt.limits.results import GateLimit, GateResult, GateSide
 from edgeopt.report import change
 from edgeopt.report.printable import printable
-from edgeopt.results.reports import Verdict
+from edgeopt.results.verdicts import Verdict
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&@])")
 _HEADS = ("verdict", "limit", "baseline", "candidate", "change (95 %)", "allowed")

@@ -8,15 +8,9 @@ from typing import Any
 
 from edgeopt.report.files import Files
 from edgeopt.report.words import count, number, share
-from edgeopt.results.reports import (
-    AccuracyResult,
-    ArtifactRow,
-    BuildReport,
-    Comparison,
-    FileRole,
-    LatencyResult,
-    Pace,
-)
+from edgeopt.results.measurements import AccuracyResult, Comparison, LatencyResult
+from edgeopt.results.reports import ArtifactRow, BuildReport, FileRole
+from edgeopt.results.verdicts import Pace
 
 
 @dataclasses.dataclass(frozen=True)

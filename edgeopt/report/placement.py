@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from edgeopt.report.files import Files
 from edgeopt.report.words import count, kind, quantity, share, stage
-from edgeopt.results.reports import BuildReport, OperatorRow
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.structure import OperatorRow
 
 FALLBACK = re.compile(r"\b(cpu|portable)", re.IGNORECASE)
 """Names the places that take what an accelerator or a delegate leaves."""

@@ -13,7 +13,9 @@ from edgeopt.report.drift import Profile
 from edgeopt.report.printable import printable
 from edgeopt.report.view import called
 from edgeopt.report.words import number, stage
-from edgeopt.results.reports import EXACT_DB, AccuracyResult, Comparison, DriftRow, LatencyResult
+from edgeopt.results.measurements import AccuracyResult, Comparison, LatencyResult
+from edgeopt.results.structure import DriftRow
+from edgeopt.results.verdicts import EXACT_DB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,8 @@ from itertools import accumulate
 from edgeopt.report.files import Files
 from edgeopt.report.placement import Segment, segments
 from edgeopt.report.words import count, size
-from edgeopt.results.reports import BuildReport, SizeRow
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.structure import SizeRow
 
 MOST_LAYERS = 18
 

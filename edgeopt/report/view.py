@@ -6,17 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from edgeopt.report.files import Files
 from edgeopt.report.words import number
-from edgeopt.results.reports import (
-    AccuracyResult,
-    BuildReport,
-    Comparison,
-    LatencyResult,
-    LimitResult,
-    Machine,
-    Pace,
-    PassRow,
-    Verdict,
-)
+from edgeopt.results.measurements import AccuracyResult, Comparison, LatencyResult, Machine
+from edgeopt.results.reports import BuildReport, PassRow
+from edgeopt.results.verdicts import LimitResult, Pace, Verdict
 
 
 def verdict_sentence(report: BuildReport) -> str:

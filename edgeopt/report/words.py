@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeopt.results.reports import EXACT_DB
+from edgeopt.results.verdicts import EXACT_DB
 
 MINUS = "\N{MINUS SIGN}"
 

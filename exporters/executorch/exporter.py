@@ -15,8 +15,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
-import edgeopt
-from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Method, TensorEntry
+from edgeopt.artifacts.artifact import Artifact, FileEntry, TensorEntry
+from edgeopt.artifacts.interface import IOSpec, Method
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.exporters.executorch import lowering
@@ -24,6 +24,7 @@ from edgeopt.exporters.executorch.file import ABOUT, ExecuTorchFile, parse
 from edgeopt.exporters.executorch.legal import illegal_quantization, illegal_shapes
 from edgeopt.exporters.executorch.mapping import Located, check_weights, map_edges, map_tensors
 from edgeopt.files import sha256, to_json, write_text
+from edgeopt.version import __version__
 
 INSTALL = "pip install 'edgeopt[executorch]'"
 BATCH = "batch"
@@ -111,7 +112,7 @@ def tool_versions() -> dict[str, str]:
     import importlib.metadata as metadata
 
     names = ("torch", "executorch")
-    return {"edgeopt": edgeopt.__version__} | {name: metadata.version(name) for name in names}
+    return {"edgeopt": __version__} | {name: metadata.version(name) for name in names}
 
 
 def _symbols(exported: ExportedProgram, request: ExportRequest) -> dict[str, str]:
@@ -151,7 +152,7 @@ def _unbounded(exported: ExportedProgram, request: ExportRequest) -> Iterator[st
 def _about(request: ExportRequest) -> dict[str, Any]:
     return {
         "build_key": request.build_key,
-        "edgeopt": edgeopt.__version__,
+        "edgeopt": __version__,
         "inputs": {name: list(request.inputs_of(name)) for name in request.programs},
         "outputs": {name: list(request.outputs_of(name)) for name in request.programs},
         "plan": request.plan,

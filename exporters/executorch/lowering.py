@@ -22,7 +22,7 @@ from edgeopt.errors import ExportError
 from edgeopt.ir import edges, program
 from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.ir.edges import operator_name
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 
 _WEIGHTED = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
 

@@ -14,7 +14,8 @@ from edgeopt.artifacts.artifact import TensorEntry
 from edgeopt.errors import ExportError
 from edgeopt.exporters.executorch import lowering
 from edgeopt.exporters.executorch import tensors as stored
-from edgeopt.exporters.executorch.file import ExecuTorchFile, XnnNode, XnnValue
+from edgeopt.exporters.executorch.file import ExecuTorchFile
+from edgeopt.exporters.executorch.xnnpack_graph import XnnNode, XnnValue
 from edgeopt.ir import program
 from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.ir.edges import where_is

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgeopt.artifacts.artifact import Artifact
-from edgeopt.exporters.executorch.file import ExecuTorchFile, XnnNode, XnnValue, read_file
+from edgeopt.exporters.executorch.file import ExecuTorchFile, read_file
+from edgeopt.exporters.executorch.xnnpack_graph import XnnNode, XnnValue
 
 Array = np.ndarray[Any, Any]
 

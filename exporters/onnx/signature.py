@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from edgeopt.artifacts.artifact import IOSpec, Method
+from edgeopt.artifacts.interface import IOSpec, Method
 from edgeopt.errors import BundleError
 
 

@@ -35,6 +35,7 @@ from edgeopt.errors import (
     RuntimeUnavailable,
     nearest,
 )
+from edgeopt.exporters import child
 
 INSTALL = "pip install 'edgeopt[qnn]'"
 OLDEST_GLIBC = (2, 35)
@@ -180,8 +181,8 @@ def compile_context(model: Path, context: str, chip: Chip, *, timeout_s: float =
         order = _order("compile", model.name, chip) | {"context": context, "answer": str(answer)}
         try:
             done = subprocess.run(
-                _command(order), env=_environment(), cwd=folder, capture_output=True, text=True,
-                timeout=timeout_s, check=False, errors="replace",
+                _command(order), env=child.environment(), cwd=folder, capture_output=True,
+                text=True, timeout=timeout_s, check=False, errors="replace",
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise ExportError(
@@ -259,7 +260,7 @@ class Simulator:
         order = _order("serve", compiled.context.name, compiled.chip)
         self._process = subprocess.Popen(
             _command(order | {"strict": not compiled.left}),
-            env=_environment(), cwd=compiled.context.parent,
+            env=child.environment(), cwd=compiled.context.parent,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         )  # fmt: skip
         try:
@@ -367,15 +368,6 @@ def _order(task: str, model: str, chip: Chip) -> dict[str, Any]:
 
 def _command(order: Mapping[str, Any]) -> list[str]:
     return [sys.executable, "-m", "edgeopt.exporters.qnn.hexagon_child", json.dumps(order)]
-
-
-def _environment() -> dict[str, str]:
-    import edgeopt
-
-    # absolute: the child starts in the model's folder
-    places = [str(Path(edgeopt.__file__).resolve().parent.parent)]
-    places += [str(Path(p).resolve()) for p in sys.path if p]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
 
 
 def _ending(code: int) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from edgeopt.artifacts.artifact import Artifact, IOSpec
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.interface import IOSpec
 from edgeopt.errors import ConfigError
 from edgeopt.exporters.base import ExportRequest
 

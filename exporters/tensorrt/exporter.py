@@ -16,7 +16,8 @@ from torch.export import ExportedProgram
 from edgeopt.artifacts.artifact import Artifact, FileEntry
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
-from edgeopt.exporters.onnx.exporter import OnnxExporter, check_file
+from edgeopt.exporters.onnx.checking import check_file
+from edgeopt.exporters.onnx.exporter import OnnxExporter
 from edgeopt.exporters.tensorrt import operators as table
 from edgeopt.exporters.tensorrt.engine import EngineDescription, describe_engine, parse_profile
 from edgeopt.files import sha256, to_json, write_text

@@ -13,15 +13,10 @@ from edgeopt.artifacts.artifact import Artifact
 from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
 from edgeopt.errors import BundleError
-from edgeopt.exporters.executorch.file import (
-    ExecuTorchFile,
-    FileMethod,
-    Kernel,
-    XnnGraph,
-    XnnNode,
-    read_file,
-)
-from edgeopt.results.reports import MemoryResult, OperatorRow, ProofResult
+from edgeopt.exporters.executorch.file import ExecuTorchFile, FileMethod, Kernel, read_file
+from edgeopt.exporters.executorch.xnnpack_graph import XnnGraph, XnnNode
+from edgeopt.results.measurements import MemoryResult
+from edgeopt.results.structure import OperatorRow, ProofResult
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 

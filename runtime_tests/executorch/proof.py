@@ -31,7 +31,7 @@ from edgeopt.ir import edges, program
 from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.ir.edges import operator_name
 from edgeopt.quant.reading import read
-from edgeopt.results.reports import NodeProof, ProofResult
+from edgeopt.results.structure import NodeProof, ProofResult
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
 from edgeopt.runtime_tests.differences import first_difference, node_proof
 from edgeopt.runtime_tests.executorch.runner import ExecuTorchRunner

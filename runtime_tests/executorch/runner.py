@@ -22,7 +22,7 @@ import numpy as np
 
 from edgeopt.errors import BundleError, DataError, RuntimeUnavailable, nearest
 from edgeopt.exporters.executorch.file import ExecuTorchFile, FileMethod, read_file
-from edgeopt.results.reports import MemoryResult
+from edgeopt.results.measurements import MemoryResult
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
 from edgeopt.runtime_tests.executorch import worker as protocol
 

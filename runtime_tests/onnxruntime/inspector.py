@@ -13,8 +13,8 @@ import numpy as np
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
-from edgeopt.errors import ExportError, RuntimeUnavailable
-from edgeopt.results.reports import MemoryResult, ProofResult
+from edgeopt.results.measurements import MemoryResult
+from edgeopt.results.structure import ProofResult
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 
@@ -33,7 +33,7 @@ class OnnxInspector(Inspector):
         return OnnxRuntimeRunner()
 
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
-        from edgeopt.runtime_tests.onnxruntime.graph import placement
+        from edgeopt.runtime_tests.onnxruntime.placement import placement
         from edgeopt.runtime_tests.onnxruntime.runner import save_optimized
 
         plain = counted(folder, artifact)
@@ -45,7 +45,7 @@ class OnnxInspector(Inspector):
         with tempfile.TemporaryDirectory() as work:
             optimized = Path(work) / "optimized.onnx"
             save_optimized(path, optimized)
-            sizes = _open_sizes(artifact) or {}
+            sizes = open_sizes(artifact) or {}
             made = {
                 s.name: np.ones(sizes[s.name], s.dtype) for s in artifact.methods[0].inputs if sizes
             }
@@ -90,70 +90,18 @@ class OnnxInspector(Inspector):
         return peak_memory(artifact.name, folder / artifact.model_file.path)
 
 
-class TensorRTInspector(OnnxInspector):
-    """TensorRT's ONNX files: ONNX Runtime runs the same program, TensorRT-RTX compiles it."""
-
-    format: ClassVar[str] = "tensorrt"
-    stands_in: ClassVar[bool] = True
-    times_here: ClassVar[bool] = False
-
-    def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
-        plain = counted(folder, artifact)
-        compile_for = str(target.options.get("compile_for", ""))
-        # The yardstick is compiled only where it is run: its types are its file's.
-        if not compile_for or artifact.precision != "int8":
-            return plain
-        from edgeopt.runtime_tests.tensorrt.rtx_compiler import (
-            ShapeRange,
-            compile_report,
-            unavailable,
-        )
-
-        reason = unavailable()
-        if reason is not None:
-            note = f"{artifact.name}: not compiled: {reason}; types are counted in the file instead"
-            return dataclasses.replace(plain, warnings=(note,))
-        sizes = _open_sizes(artifact) or {}
-        profiles = {name: ShapeRange(shape, shape, shape) for name, shape in sizes.items()}
-        path = folder / artifact.model_file.path
-        try:
-            report = compile_report(path, compile_for, artifact=artifact.name, profiles=profiles)
-        except RuntimeUnavailable as failure:
-            note = f"{artifact.name}: not compiled: {failure}"
-            return dataclasses.replace(plain, warnings=(note,))
-        except ExportError as failure:
-            raise ExportError(
-                f"{artifact.name}: the TensorRT-RTX compiler refuses it: {failure}"
-            ) from None
-        return Structure(
-            report.macs, report.int8_macs, plain.float_gemms, report.operators, report.summary()
-        )
-
-    def prove(
-        self,
-        folder: Path,
-        artifact: Artifact,
-        inputs: Arrays,
-        programs: Mapping[str, ExportedProgram] | None = None,
-    ) -> ProofResult | None:
-        return None  # what stands in has another arithmetic
-
-    def memory(self, folder: Path, artifact: Artifact) -> MemoryResult | None:
-        return None
-
-
 def counted(folder: Path, artifact: Artifact) -> Structure:
     """Count the products of an ONNX file by its own types, without any runtime."""
     from edgeopt.exporters.onnx.macs import multiplications
 
-    products = multiplications(folder / artifact.model_file.path, _open_sizes(artifact))
+    products = multiplications(folder / artifact.model_file.path, open_sizes(artifact))
     macs = sum(p.macs for p in products)
     floats = sum(1 for p in products if p.weight and not p.quantized)
     share = sum(p.macs for p in products if p.quantized) / macs if macs else None
     return Structure(macs, share, floats, ())
 
 
-def _open_sizes(artifact: Artifact) -> dict[str, tuple[int, ...]] | None:
+def open_sizes(artifact: Artifact) -> dict[str, tuple[int, ...]] | None:
     """Return the inputs' shapes at the artifact's own lengths, or None where all are fixed."""
     inputs = artifact.methods[0].inputs
     if all(isinstance(d, int) for spec in inputs for d in spec.shape):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.errors import BundleError, RuntimeUnavailable
-from edgeopt.results.reports import MemoryResult
+from edgeopt.results.measurements import MemoryResult
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
 from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 

@@ -21,7 +21,7 @@ from edgeopt.devices.machine import machine
 from edgeopt.integer import kernels
 from edgeopt.integer.arithmetic import ORT_MLAS, Arithmetic
 from edgeopt.integer.kernels import Grid, Window
-from edgeopt.results.reports import NodeProof, ProofResult
+from edgeopt.results.structure import NodeProof, ProofResult
 from edgeopt.runtime_tests.base import Arrays
 from edgeopt.runtime_tests.differences import first_difference, node_proof
 from edgeopt.runtime_tests.onnxruntime.graph import (

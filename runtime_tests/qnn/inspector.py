@@ -12,7 +12,8 @@ from edgeopt.devices.profile import Target
 from edgeopt.errors import ExportError
 from edgeopt.exporters.onnx.macs import Product, multiplications
 from edgeopt.exporters.qnn import hexagon
-from edgeopt.results.reports import MemoryResult, OperatorRow, ProofResult
+from edgeopt.results.measurements import MemoryResult
+from edgeopt.results.structure import OperatorRow, ProofResult
 from edgeopt.runtime_tests.base import Arrays, Runner
 from edgeopt.runtime_tests.inspection import Structure
 from edgeopt.runtime_tests.onnxruntime.inspector import OnnxInspector, counted

@@ -17,7 +17,7 @@ from edgeopt.devices.machine import machine
 from edgeopt.errors import ExportError
 from edgeopt.exporters.qnn.hexagon import Chip, Simulator, compile_context
 from edgeopt.integer.arithmetic import ORT_MLAS
-from edgeopt.results.reports import NodeProof, ProofResult
+from edgeopt.results.structure import NodeProof, ProofResult
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
 from edgeopt.runtime_tests.differences import first_difference, node_proof
 from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner

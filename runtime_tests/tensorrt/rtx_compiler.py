@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import ExportError, RuntimeUnavailable
+from edgeopt.exporters import child
 from edgeopt.exporters.onnx.macs import Product, multiplications
-from edgeopt.results.reports import OperatorRow
+from edgeopt.results.structure import OperatorRow
 
 PACKAGE = "tensorrt_rtx_bindings"
 MODULE = "edgeopt.runtime_tests.tensorrt.rtx_compiler"  # started in a process of its own
@@ -175,8 +175,6 @@ def compile_report(
 def _compile(
     path: Path, capability: str, profiles: Mapping[str, ShapeRange], timeout_s: float
 ) -> dict[str, Any]:
-    import edgeopt
-
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         order = {
@@ -186,8 +184,6 @@ def _compile(
             "profiles": {n: dataclasses.astuple(p) for n, p in sorted(profiles.items())},
             "answer": str(answer),
         }
-        places = [str(Path(edgeopt.__file__).resolve().parent.parent), *sys.path]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in places if p)}
         try:
             done = subprocess.run(
                 [
@@ -196,7 +192,7 @@ def _compile(
                     "edgeopt.runtime_tests.tensorrt.rtx_compiler",
                     json.dumps(order),
                 ],
-                env=environment,
+                env=child.environment(),
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,

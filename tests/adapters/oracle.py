@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeopt.pipeline.reference import leaves
+from edgeopt.ir.trees import leaves
 
 
 def adapted(base: nn.Module, seed: int = 0, **config: Any) -> Any:

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from edgeopt.analysis import moments as statistics
-from edgeopt.analysis.moments import HISTOGRAM_BINS, RangeObserver, SecondMoment, input_moments
+from edgeopt.analysis.moments import input_moments
 from edgeopt.errors import DataError
-from edgeopt.pipeline.state import Batch
+from edgeopt.ir.calls import Batch
+from edgeopt.numerics import observers
+from edgeopt.numerics.observers import HISTOGRAM_BINS, RangeObserver, SecondMoment
 from tests.small_models import batches as batches_of
 from tests.small_models import normal
 
@@ -179,7 +180,7 @@ def test_a_batch_larger_than_a_chunk_is_cut(monkeypatch: pytest.MonkeyPatch) -> 
     x = normal(100, 3)
     whole = SecondMoment(3)
     whole.update(x)
-    monkeypatch.setattr(statistics, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(observers, "CHUNK_ROWS", 7)
     cut = SecondMoment(3)
     cut.update(x)
     assert cut.count == 100

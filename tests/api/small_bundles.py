@@ -11,19 +11,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.artifacts.artifact import Artifact, Manifest, Method, Preprocessing
-from edgeopt.artifacts.bundle import entries, write_golden, write_manifest
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.bundle import entries, write_manifest
+from edgeopt.artifacts.golden import write_golden
+from edgeopt.artifacts.interface import Method, Preprocessing
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.exporters.onnx.signature import read_signature
 from edgeopt.files import to_json
-from edgeopt.results.reports import (
-    AccuracyResult,
-    ArtifactRow,
-    BuildReport,
-    LatencyResult,
-    Machine,
-    Percentile,
-    Verdict,
-)
+from edgeopt.results.measurements import AccuracyResult, LatencyResult, Machine, Percentile
+from edgeopt.results.reports import ArtifactRow, BuildReport
+from edgeopt.results.verdicts import Verdict
 
 HERE = Machine("CPU", 2, (), "Linux", 0.0)
 ORIN = Machine("Orin", 0, (), "", 0.0, "NVIDIA Jetson AGX Orin", {"power mode": "MAXN"})

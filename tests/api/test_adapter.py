@@ -11,20 +11,21 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from edgeopt.api.adapter import adapters_of, fuse, run_fuse, run_inspect
+from edgeopt.api.adapter import run_fuse, run_inspect
 from edgeopt.api.build import BuildOutcome, run_build
+from edgeopt.api.building.adapters import adapters_of, fuse
 from edgeopt.api.building.lock import options_from_lock, read_lock
 from edgeopt.api.building.options import BuildOptions
-from edgeopt.artifacts.artifact import Manifest
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.cli import main
 from edgeopt.devices.profile import load_profile
 from edgeopt.errors import BundleError, CheckFailed, ConfigError, PipelineError
 from edgeopt.files import read_json
+from edgeopt.ir.digests import digest as weights_digest
 from edgeopt.models import zoo
-from edgeopt.models.loaded import from_module
+from edgeopt.models.from_module import from_module
 from edgeopt.passes import by_name
 from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
-from edgeopt.pipeline.reference import digest as weights_digest
 from tests.adapters.oracle import adapted, saved
 from tests.small_models import Block, normal, seeded
 

@@ -23,13 +23,13 @@ from edgeopt.api.build import BuildOptions, run_build
 from edgeopt.app_assets.manifest import AppManifest, AssetsResult, read_manifest
 from edgeopt.app_assets.platforms import PLATFORMS
 from edgeopt.app_assets.vectors import read_vectors
-from edgeopt.artifacts.artifact import Preprocessing
-from edgeopt.artifacts.bundle import read_golden
+from edgeopt.artifacts.golden import read_golden
+from edgeopt.artifacts.interface import Preprocessing
 from edgeopt.cli import main
 from edgeopt.errors import BundleError, CheckFailed, ConfigError
 from edgeopt.files import sha256
-from edgeopt.models.loaded import from_module
-from edgeopt.results.reports import Check
+from edgeopt.models.from_module import from_module
+from edgeopt.results.verdicts import Check
 from tests.api.small_bundles import Small
 
 pytest.importorskip("onnxruntime")

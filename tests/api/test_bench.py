@@ -12,12 +12,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.api.bench import run_bench
-from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
+from edgeopt.artifacts.artifact import Artifact, FileEntry
+from edgeopt.artifacts.interface import IOSpec, Method
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.cli import main
 from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, RuntimeUnavailable
 from edgeopt.files import to_json
-from edgeopt.results.reports import BenchResult, Pace
+from edgeopt.results.reports import BenchResult
+from edgeopt.results.verdicts import Pace
 
 pytest.importorskip("onnxruntime")
 QUICK = Protocol(warmup=1, samples=12, block=2)

@@ -9,9 +9,9 @@ import pydantic
 import pytest
 
 from edgeopt.api import doctor
-from edgeopt.api.doctor import DoctorResult, is_device, run_doctor
+from edgeopt.api.doctor import DoctorResult, run_doctor
 from edgeopt.cli import main
-from edgeopt.devices.machine import machine
+from edgeopt.devices.machine import is_device, machine
 from edgeopt.devices.profile import load_profile, profile_names
 
 

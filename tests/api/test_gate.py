@@ -15,7 +15,8 @@ from edgeopt.cli import main
 from edgeopt.errors import BundleError, CheckFailed, ConfigError, EdgeOptError
 from edgeopt.limits.quantities import QUANTITIES
 from edgeopt.limits.results import GateLimit, GateResult
-from edgeopt.results.reports import MemoryResult, Pace, Verdict
+from edgeopt.results.measurements import MemoryResult
+from edgeopt.results.verdicts import Pace, Verdict
 from edgeopt.runtime_tests.sequential import LOOKS
 from tests.api.small_bundles import HERE, Small, accuracy, latency, products
 

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from edgeopt.api.report import run_report
-from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
+from edgeopt.artifacts.artifact import Artifact, FileEntry
+from edgeopt.artifacts.interface import IOSpec, Method
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.cli import main
 from edgeopt.errors import BundleError, CheckFailed
 from edgeopt.files import to_json
-from edgeopt.results.reports import BuildReport, Measured, Verdict
+from edgeopt.results.measurements import Measured
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.verdicts import Verdict
 
 SHA256 = "5f" * 32
 DEVICE = "NVIDIA Jetson AGX Orin Developer Kit"

@@ -8,7 +8,7 @@ import pytest
 
 from edgeopt.app_assets.notices import plain_model, text
 from edgeopt.app_assets.platforms import PLATFORMS
-from edgeopt.artifacts.artifact import Manifest
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.models.zoo.catalogue import CATALOGUE
 
 MANIFEST = Manifest("0.1.0", "zoo:vit", "host", "int8", "k", {}, 0, {}, (), ())

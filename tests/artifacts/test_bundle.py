@@ -14,18 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Manifest, Method, TensorEntry
-from edgeopt.artifacts.bundle import (
-    Bundle,
-    entries,
-    read_contracts,
-    read_golden,
-    read_programs,
-    write_golden,
-    write_manifest,
-    write_state,
-)
-from edgeopt.contracts.contract import NMSparse
+from edgeopt.artifacts.artifact import Artifact, FileEntry, TensorEntry
+from edgeopt.artifacts.build_state import read_contracts, read_programs, write_state
+from edgeopt.artifacts.bundle import Bundle, entries, write_manifest
+from edgeopt.artifacts.golden import read_golden, write_golden
+from edgeopt.artifacts.interface import IOSpec, Method
+from edgeopt.artifacts.manifest import Manifest
+from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.errors import BundleError
 from edgeopt.ir import edges, program
 from tests.small_models import QUANTIZE, context, normal, run

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeopt.artifacts.artifact import IOQuantization, IOSpec, Method, Pixels, Preprocessing
+from edgeopt.artifacts.interface import IOQuantization, IOSpec, Method, Pixels, Preprocessing
 from edgeopt.artifacts.io_forms import file_inputs, model_inputs, model_outputs
 from edgeopt.data.pixels import to_input
 

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgeopt.artifacts.artifact import Artifact, IOQuantization, IOSpec, Method, Pixels
+from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.interface import IOQuantization, IOSpec, Method, Pixels
 from edgeopt.artifacts.io_forms import model_inputs
 from edgeopt.artifacts.program_interface import Interface, with_codes, with_pixels
-from edgeopt.devices.profile import load_rules
+from edgeopt.devices.rules import load_rules
 from edgeopt.errors import ExportError
 from edgeopt.exporters.onnx.tensors import OnnxTensors
 from edgeopt.exporters.qnn import hexagon
 from edgeopt.exporters.qnn.exporter import QnnExporter
 from edgeopt.ir import edges, program
 from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.numerics.snr import snr_db
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
-from edgeopt.pipeline.reference import snr_db
 from edgeopt.pipeline.state import ModelState
 from tests.exporters.qnn.models import request
 from tests.small_models import X86, context, run
@@ -238,7 +239,7 @@ def test_what_is_float_at_the_border_is_named() -> None:
 def test_a_format_that_takes_floats_only_says_so() -> None:
     from types import SimpleNamespace
 
-    from edgeopt.api.building.job import _interfaces
+    from edgeopt.api.building.exporting import _interfaces
     from edgeopt.exporters.tensorrt.exporter import TensorRTExporter
 
     _, exported = quantized(IMAGENET)

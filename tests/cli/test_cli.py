@@ -15,7 +15,8 @@ import pydantic
 import pytest
 
 from edgeopt.cli import main, summary
-from edgeopt.results.reports import BuildReport, Verdict
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.verdicts import Verdict
 
 COMMANDS = [
     "build",

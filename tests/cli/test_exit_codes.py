@@ -16,7 +16,9 @@ import pytest
 
 from edgeopt.cli import main
 from edgeopt.errors import EdgeOptError, RuntimeUnavailable
-from edgeopt.results.reports import BuildReport, Check, ContractResult, Verdict, VerifyResult
+from edgeopt.results.reports import BuildReport, VerifyResult
+from edgeopt.results.structure import ContractResult
+from edgeopt.results.verdicts import Check, Verdict
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from edgeopt.api.gate import GateOptions
 from edgeopt.cli import main
 from edgeopt.limits.results import GateResult
-from edgeopt.results.reports import Verdict
+from edgeopt.results.verdicts import Verdict
 from tests.report.fake_gate import make
 
 

@@ -12,18 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgeopt.contracts.contract import (
-    KINDS,
-    Contract,
-    HeadGroups,
-    NMSparse,
-    Quantized,
-    Tied,
-    from_json,
-)
+from edgeopt.contracts.contract import Contract
+from edgeopt.contracts.head_groups import HeadGroups
+from edgeopt.contracts.kinds import KINDS, from_json
+from edgeopt.contracts.nm_sparse import NMSparse
+from edgeopt.contracts.quantized import Quantized
+from edgeopt.contracts.tied import Tied
 from edgeopt.errors import BundleError
 from edgeopt.ir.edges import EdgeId
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.pipeline.state import ModelState
 from edgeopt.quant.spec import Granularity, TensorSpec
 from tests.small_models import QUANTIZE, context, normal, run, seeded

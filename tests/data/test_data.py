@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgeopt.artifacts.artifact import Preprocessing
+from edgeopt.artifacts.interface import Preprocessing
 from edgeopt.data import Samples, as_samples, load_data, overlap
 from edgeopt.data.pixels import to_input
 from edgeopt.errors import ConfigError, DataError
-from edgeopt.pipeline.state import Batch
+from edgeopt.ir.calls import Batch
 
 VECTORS = Batch((torch.zeros(2, 3),))
 PICTURES = Batch((torch.zeros(2, 3, 8, 8),))

@@ -9,19 +9,16 @@ from typing import Any
 import pytest
 
 from edgeopt.devices.profile import (
-    LIMITS,
-    Compute,
     DeviceProfile,
-    Limit,
     LowRankRule,
-    OperatorRule,
     Protocol,
     Target,
     load_profile,
-    load_rules,
     profile_names,
 )
+from edgeopt.devices.rules import Compute, OperatorRule, load_rules
 from edgeopt.errors import ConfigError, ProfileError
+from edgeopt.limits.limit import LIMITS, Limit
 from edgeopt.passes import by_name
 from edgeopt.quant.spec import Granularity
 from edgeopt.recipes.recipe import recipe_names

@@ -14,11 +14,12 @@ from edgeopt.api.formats import inspector_for
 from edgeopt.devices.profile import load_profile
 from edgeopt.errors import ConfigError, ExportError, ModelError
 from edgeopt.ir.edges import sites
+from edgeopt.models.from_module import from_module
 from edgeopt.models.load import load_model
-from edgeopt.models.loaded import from_module
 from edgeopt.passes.capture.capture import Capture
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.state import ModelState, PassContext
+from edgeopt.pipeline.state import ModelState
 
 FACTORY = Path(__file__).resolve().parent.parent / "factories" / "two_methods.py"
 SPEC = f"{FACTORY}:load"

@@ -11,7 +11,7 @@ import pytest
 
 from edgeopt.api.build import BuildOptions, BuildOutcome, run_build
 from edgeopt.api.verify import _proofs_lost, run_verify
-from edgeopt.results.reports import Verdict
+from edgeopt.results.verdicts import Verdict
 
 pytest.importorskip("executorch")
 SMALL = f"{Path(__file__).resolve().parents[1] / 'factories' / 'small_cnn.py'}:load"

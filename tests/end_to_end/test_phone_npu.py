@@ -13,7 +13,7 @@ from edgeopt.cli import main
 from edgeopt.errors import ConfigError
 from edgeopt.exporters.qnn import hexagon
 from edgeopt.files import sha256
-from edgeopt.results.reports import Verdict
+from edgeopt.results.verdicts import Verdict
 from edgeopt.runtime_tests.base import LoadOptions
 from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 from edgeopt.runtime_tests.qnn.runner import QnnRunner

@@ -11,7 +11,7 @@ from edgeopt.api.build import BuildOptions, BuildOutcome, options_from_lock, run
 from edgeopt.api.verify import run_verify
 from edgeopt.artifacts.bundle import UNLISTED
 from edgeopt.files import sha256
-from edgeopt.results.reports import Verdict
+from edgeopt.results.verdicts import Verdict
 from edgeopt.runtime_tests.tensorrt.rtx_compiler import unavailable
 
 SMALL = f"{Path(__file__).resolve().parents[1] / 'factories' / 'small_cnn.py'}:load"
@@ -230,8 +230,8 @@ def test_a_fixed_batch_and_a_float16_file(tmp_path: Path) -> None:
 
 def test_the_users_module_and_an_older_bundle_survive_a_failed_build(tmp_path: Path) -> None:
     from edgeopt.errors import EdgeOptError
+    from edgeopt.ir.digests import digest
     from edgeopt.models.load import load_model
-    from edgeopt.pipeline.reference import digest
 
     loaded = load_model(SMALL)
     before = digest(loaded.module)

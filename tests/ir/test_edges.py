@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from edgeopt.errors import ConfigError
 from edgeopt.ir import edges, program
 from edgeopt.ir.edges import EdgeId, Site, address, matches, site_of
-from edgeopt.ir.program import ProgramEditor, without_traces
+from edgeopt.ir.editor import ProgramEditor, without_traces
 from tests.small_models import Block, context, normal, run, seeded
 
 X = normal(2, 4, 16)

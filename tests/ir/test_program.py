@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeopt.ir import edges, program
-from edgeopt.ir.program import ProgramEditor, copied_inputs, without_traces
+from edgeopt.ir.editor import ProgramEditor, without_traces
+from edgeopt.ir.program import copied_inputs
 from tests.small_models import QUANTIZE, Block, SmallCNN, context, normal, run, seeded
 
 X = normal(4, 3, 8, 8)

@@ -22,7 +22,8 @@ from edgeopt.limits.facts import (
 )
 from edgeopt.limits.judge import verdict_of
 from edgeopt.limits.quantities import QUANTITIES, Bound
-from edgeopt.results.reports import AccuracyResult, LatencyResult, Machine, Percentile, Verdict
+from edgeopt.results.measurements import AccuracyResult, LatencyResult, Machine, Percentile
+from edgeopt.results.verdicts import Verdict
 
 ACCURACY = AccuracyResult(
     artifact="a",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgeopt.limits.judge import Found, change, judge, verdict_of
 from edgeopt.limits.quantities import QUANTITIES, Bound, Kind, Rule, Sense
 from edgeopt.limits.results import GateLimit, combine
-from edgeopt.results.reports import Pace, Verdict
+from edgeopt.results.verdicts import Pace, Verdict
 
 PASS, FAIL, OPEN = Verdict.PASS, Verdict.FAIL, Verdict.NOT_MEASURED
 

@@ -19,8 +19,8 @@ from torch.export import Dim
 
 from edgeopt.errors import ModelError
 from edgeopt.ir import edges
-from edgeopt.ir.program import without_traces
-from edgeopt.models.from_program import read_program
+from edgeopt.ir.editor import without_traces
+from edgeopt.ir.reading import read_program
 from edgeopt.models.load import load_model
 from tests.small_models import QUANTIZE, SmallCNN, context, normal, run, seeded
 

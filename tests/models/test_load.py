@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgeopt.artifacts.artifact import Preprocessing
+from edgeopt.artifacts.interface import Preprocessing
 from edgeopt.errors import ConfigError, DataError, ModelError
+from edgeopt.ir.digests import digest as weights_digest
+from edgeopt.models.from_module import from_module
 from edgeopt.models.load import load_model
-from edgeopt.models.loaded import from_module
 from edgeopt.models.weights import check_finite, load_weights, read_weights
-from edgeopt.pipeline.reference import digest as weights_digest
 
 FACTORIES = Path(__file__).parents[1] / "factories"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt.contracts.contract import NMSparse
+from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.onnx.exporter import OnnxExporter
 from edgeopt.exporters.onnx.tensors import OnnxTensors

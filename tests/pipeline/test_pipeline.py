@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import ConfigError, PassError, PipelineError, PreconditionError
+from edgeopt.ir.digests import digest
 from edgeopt.passes import ALL, by_name
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
 from edgeopt.passes.quantize.plan import PlanConfig
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.reference import digest
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, PassRecord, Phase, Stage
+from edgeopt.pipeline.state import Effect, ModelState, PassRecord, Phase, Stage
 from tests.small_models import QUANTIZE, SmallCNN, context, normal, passes, run, seeded
 
 X = normal(4, 3, 8, 8)

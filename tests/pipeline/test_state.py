@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from edgeopt.errors import PipelineError
-from edgeopt.pipeline.state import ModelState, Phase, Stage, no_progress
+from edgeopt.pipeline.state import ModelState, Phase, Stage
+from edgeopt.progress import no_progress
 from tests.small_models import context, normal, run
 
 MODULE = nn.Linear(4, 4).eval()

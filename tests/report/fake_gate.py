@@ -5,7 +5,8 @@ from __future__ import annotations
 from edgeopt.limits.judge import Found, judge
 from edgeopt.limits.quantities import QUANTITIES, Bound
 from edgeopt.limits.results import GateResult, GateSide, combine
-from edgeopt.results.reports import Comparison, Machine, Pace
+from edgeopt.results.measurements import Comparison, Machine
+from edgeopt.results.verdicts import Pace
 
 ORIGIN = "onnxruntime 1.31.1 on Example CPU 9000, 1 thread; 240 interleaved pairs, 1 look (decided)"
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import random
 
-from edgeopt.results.reports import (
+from edgeopt.results.measurements import (
     AccuracyResult,
-    ArtifactRow,
-    BuildReport,
     Comparison,
-    ContractResult,
-    DriftRow,
-    FileRole,
     LatencyResult,
-    LimitResult,
     Machine,
     MemoryResult,
+    Percentile,
+)
+from edgeopt.results.reports import ArtifactRow, BuildReport, FileRole, PassRow
+from edgeopt.results.structure import (
+    ContractResult,
+    DriftRow,
     NodeProof,
     OperatorRow,
-    Pace,
-    PassRow,
-    Percentile,
     ProofResult,
     SizeRow,
-    Verdict,
 )
+from edgeopt.results.verdicts import LimitResult, Pace, Verdict
 
 DEPTH = 4
 LAYERS = {

@@ -10,7 +10,9 @@ import pytest
 from edgeopt.files import parse, to_json
 from edgeopt.report import drift
 from edgeopt.report.words import decibels
-from edgeopt.results.reports import BuildReport, DriftRow, finite_db
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.structure import DriftRow
+from edgeopt.results.verdicts import finite_db
 
 
 def test_each_target_has_its_own_ranking(fake_report: BuildReport) -> None:

@@ -12,15 +12,10 @@ import pytest
 
 from edgeopt.files import parse, to_json
 from edgeopt.report.html import render
-from edgeopt.results.reports import (
-    ArtifactRow,
-    BuildReport,
-    ContractResult,
-    LatencyResult,
-    Machine,
-    Percentile,
-    Verdict,
-)
+from edgeopt.results.measurements import LatencyResult, Machine, Percentile
+from edgeopt.results.reports import ArtifactRow, BuildReport
+from edgeopt.results.structure import ContractResult
+from edgeopt.results.verdicts import Verdict
 
 SECTIONS = [
     "targets",

@@ -10,13 +10,9 @@ import pytest
 from edgeopt.report import overview
 from edgeopt.report.files import Files
 from edgeopt.report.overview import Figure, TargetView
-from edgeopt.results.reports import (
-    BuildReport,
-    Comparison,
-    FileRole,
-    Machine,
-    Pace,
-)
+from edgeopt.results.measurements import Comparison, Machine
+from edgeopt.results.reports import BuildReport, FileRole
+from edgeopt.results.verdicts import Pace
 
 LABELS = {"file": 0, "accuracy": 1, "int8": 2, "speed": 3, "proof": 4}
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from edgeopt.report import placement, sizes
 from edgeopt.report.placement import OFF, placements
 from edgeopt.report.words import stage
-from edgeopt.results.reports import BuildReport, OperatorRow, SizeRow
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.structure import OperatorRow, SizeRow
 
 ROWS = st.lists(
     st.builds(

@@ -8,7 +8,9 @@ import pytest
 
 from edgeopt.report import view
 from edgeopt.report.words import decibels, number, share, significant
-from edgeopt.results.reports import AccuracyResult, BuildReport, Comparison, Pace
+from edgeopt.results.measurements import AccuracyResult, Comparison
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.verdicts import Pace
 
 
 def _judged(artifact: str, drop: float, low: float | None, high: float | None) -> AccuracyResult:

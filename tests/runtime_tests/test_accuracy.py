@@ -16,11 +16,11 @@ from torch import nn
 
 from edgeopt.data import LabelledBatch, as_samples
 from edgeopt.errors import CheckFailed, ConfigError, ModelError
+from edgeopt.ir.calls import Batch
 from edgeopt.models import zoo
 from edgeopt.models.load import load_model
 from edgeopt.pipeline.reference import FloatReference
-from edgeopt.pipeline.state import Batch
-from edgeopt.results.reports import AccuracyResult
+from edgeopt.results.measurements import AccuracyResult
 from edgeopt.runtime_tests import accuracy
 from edgeopt.runtime_tests.accuracy import (
     ReferenceOutputs,

@@ -11,7 +11,7 @@ import pytest
 
 from edgeopt.devices.profile import Protocol
 from edgeopt.files import to_plain
-from edgeopt.results.reports import Pace
+from edgeopt.results.verdicts import Pace
 from edgeopt.runtime_tests.latency import (
     MIN_BLOCKS,
     Pair,

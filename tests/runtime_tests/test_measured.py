@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Manifest, Method
+from edgeopt.artifacts.artifact import Artifact, FileEntry
+from edgeopt.artifacts.interface import IOSpec, Method
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.errors import BundleError
 from edgeopt.runtime_tests.measured import attach, percentile
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeopt.devices.profile import Protocol
-from edgeopt.results.reports import Comparison, MemoryResult
+from edgeopt.results.measurements import Comparison, MemoryResult
 from edgeopt.runtime_tests.latency import MIN_BLOCKS, Subject, ratio_interval, shape
 from edgeopt.runtime_tests.sequential import (
     LEVEL,

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
-import edgeopt
-from edgeopt.api.adapter import adapters_of, fuse
 from edgeopt.api.building import judging
-from edgeopt.api.building.job import Job, resized
-from edgeopt.api.building.lock import Lock, differences, key_of, locked_options
+from edgeopt.api.building.adapters import adapters_of, fuse
+from edgeopt.api.building.job import Job
+from edgeopt.api.building.lock import Lock, differences, locked_options
 from edgeopt.api.building.options import BuildOptions
-from edgeopt.artifacts.artifact import Pixels, Preprocessing
+from edgeopt.api.building.shapes import resized
+from edgeopt.artifacts.interface import Pixels, Preprocessing
 from edgeopt.data import Samples
-from edgeopt.devices.profile import DeviceProfile, Limit, Target, load_profile, load_rules
+from edgeopt.devices.profile import DeviceProfile, Target, load_profile
+from edgeopt.devices.rules import load_rules
 from edgeopt.errors import CheckFailed, ConfigError, PreconditionError, nearest
+from edgeopt.ir.digests import key_of
+from edgeopt.ir.trees import leaves
+from edgeopt.limits.limit import Limit
 from edgeopt.models.load import load_model
 from edgeopt.models.loaded import LoadedModel
 from edgeopt.models.weights import check_finite
-from edgeopt.pipeline.reference import FloatReference, leaves
+from edgeopt.pipeline.reference import FloatReference
+from edgeopt.progress import Progress
 from edgeopt.recipes.recipe import Recipe, load_recipe
+from edgeopt.version import __version__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +68,7 @@ class Inputs:
         return self.job.loaded.preprocessing
 
 
-def resolve(
-    options: BuildOptions, progress: Callable[[str, int, int | None], None], lock: Lock | None
-) -> Inputs:
+def resolve(options: BuildOptions, progress: Progress, lock: Lock | None) -> Inputs:
     """Load and check everything that a build is told.
 
     Raises:
@@ -308,7 +311,7 @@ def tool_versions() -> dict[str, str]:
     import importlib.metadata as metadata
     import platform
 
-    found = {"python": platform.python_version(), "edgeopt": edgeopt.__version__}
+    found = {"python": platform.python_version(), "edgeopt": __version__}
     for name in ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy"):
         try:
             found[name] = metadata.version(name)

@@ -10,29 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.api.building import measure
-from edgeopt.api.building.job import Branch, Job, export, has_dynamic_batch
+from edgeopt.api.building.branches import Branch
+from edgeopt.api.building.exporting import export
+from edgeopt.api.building.job import Job
 from edgeopt.api.building.judging import DEVICE_ONLY, Found
+from edgeopt.api.building.shapes import has_dynamic_batch
 from edgeopt.api.formats import inspector_for
-from edgeopt.artifacts import bundle as bundles
-from edgeopt.artifacts import io_forms
+from edgeopt.artifacts import golden, io_forms
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.data import Samples
-from edgeopt.devices.profile import Compute, Protocol, load_rules
+from edgeopt.devices.profile import Protocol
+from edgeopt.devices.rules import Compute, load_rules
 from edgeopt.errors import CheckFailed, RuntimeUnavailable
-from edgeopt.pipeline.state import FORWARD
-from edgeopt.results.reports import (
-    AccuracyResult,
-    ArtifactRow,
-    Comparison,
-    ContractResult,
-    DriftRow,
-    FileRole,
-    LatencyResult,
-    MemoryResult,
-    OperatorRow,
-    ProofResult,
-    SizeRow,
-)
+from edgeopt.ir.calls import FORWARD
+from edgeopt.results.measurements import AccuracyResult, Comparison, LatencyResult, MemoryResult
+from edgeopt.results.reports import ArtifactRow, FileRole
+from edgeopt.results.structure import ContractResult, DriftRow, OperatorRow, ProofResult, SizeRow
 from edgeopt.runtime_tests.base import Arrays
 from edgeopt.runtime_tests.inspection import Structure
 
@@ -245,7 +238,7 @@ class Judgement:
         for written in self._runnable:
             inputs, outputs = measure.golden(self._folder, written.artifact, samples)
             self._agrees(written, inputs, outputs)
-            bundles.write_golden(self._folder, written.artifact.name, inputs, outputs)
+            golden.write_golden(self._folder, written.artifact.name, inputs, outputs)
 
     def _agrees(self, written: Written, inputs: Arrays, outputs: Arrays) -> None:
         """Hold what a file computes against the program that it was written from.

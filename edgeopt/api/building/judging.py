@@ -6,16 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeopt.devices.profile import LIMITS, DeviceProfile, Limit
-from edgeopt.results.reports import (
-    AccuracyResult,
-    ArtifactRow,
-    Comparison,
-    LatencyResult,
-    LimitResult,
-    MemoryResult,
-    Verdict,
-)
+from edgeopt.devices.profile import DeviceProfile
+from edgeopt.limits.limit import LIMITS, Limit
+from edgeopt.results.measurements import AccuracyResult, Comparison, LatencyResult, MemoryResult
+from edgeopt.results.reports import ArtifactRow
+from edgeopt.results.verdicts import LimitResult, Verdict
 
 DEVICE_ONLY = frozenset({"latency_p50_ms", "latency_p99_ms", "speedup", "peak_memory_mb"})
 """What only the device itself can tell."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,11 @@ from edgeopt.errors import ConfigError
 from edgeopt.files import read_json, to_plain
 
 SCHEMA_VERSION = 1
+
+
 FROM_PYTHON = "given from Python"
+
+
 _NOT_LOCKED = frozenset({"out", "samples", "latency", "drift", "limits", "verify", "lock"})
 """What changes no byte of an artifact; limits are kept beside."""
 
@@ -57,12 +59,6 @@ def locked_options(options: BuildOptions) -> dict[str, Any]:
             plain[name] = FROM_PYTHON
     result: dict[str, Any] = to_plain(plain)
     return result
-
-
-def key_of(parts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of plain data."""
-    text = json.dumps(to_plain(parts), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def options_from_lock(path: Path, out: Path | None) -> BuildOptions:

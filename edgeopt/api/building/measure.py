@@ -13,23 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edgeopt.api.building.job import Branch
+from edgeopt.api.building.branches import Branch
 from edgeopt.api.formats import inspector_for
 from edgeopt.artifacts import io_forms
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.contracts.contract import Contract
 from edgeopt.data import Samples
 from edgeopt.ir import program
-from edgeopt.pipeline.reference import leaves, snr_db
-from edgeopt.pipeline.state import FORWARD, Batch, MethodExample
-from edgeopt.results.reports import (
-    AccuracyResult,
-    ArtifactRow,
-    ContractResult,
-    DriftRow,
-    FileRole,
-    ProofResult,
-)
+from edgeopt.ir.calls import FORWARD, Batch, MethodExample
+from edgeopt.ir.trees import leaves
+from edgeopt.numerics.snr import snr_db
+from edgeopt.results.measurements import AccuracyResult
+from edgeopt.results.reports import ArtifactRow, FileRole
+from edgeopt.results.structure import ContractResult, DriftRow, ProofResult
 from edgeopt.runtime_tests.base import Session
 from edgeopt.runtime_tests.inspection import Structure
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import edgeopt
+from edgeopt.api.building.branches import Branch
 from edgeopt.api.building.inputs import Inputs
-from edgeopt.api.building.job import Branch
 from edgeopt.api.building.judgement import Written
 from edgeopt.api.building.lock import Lock, locked_options
 from edgeopt.api.building.options import BuildOptions
+from edgeopt.artifacts import build_state
 from edgeopt.artifacts import bundle as bundles
-from edgeopt.artifacts.artifact import FileEntry, Manifest
+from edgeopt.artifacts.artifact import FileEntry
+from edgeopt.artifacts.manifest import Manifest
 from edgeopt.files import to_json, write_text
+from edgeopt.report.html import render
 from edgeopt.results.reports import BuildReport
+from edgeopt.version import __version__
 
 
 def write_states(folder: Path, branches: Sequence[Branch]) -> None:
     """Write each branch's programs, plan, statistics and contracts."""
     for branch in branches:
-        bundles.write_state(
+        build_state.write_state(
             folder,
             branch.target.name,
             programs=branch.state.carrier_programs,
@@ -41,7 +44,7 @@ def write_manifest(
     bundles.write_manifest(
         folder,
         Manifest(
-            edgeopt=edgeopt.__version__,
+            edgeopt=__version__,
             model=job.loaded.source or job.loaded.name,
             profile=job.profile.name,
             recipe=job.recipe.name,
@@ -82,4 +85,4 @@ def write_lock(
 def write_reports(folder: Path, report: BuildReport) -> None:
     """Write `report.json` and `report.html`."""
     write_text(folder / bundles.REPORT, to_json(report))
-    report.to_html(folder / bundles.REPORT_HTML)
+    write_text(folder / bundles.REPORT_HTML, render(report))

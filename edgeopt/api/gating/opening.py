@@ -1,110 +1,19 @@
-"""Open what a gate compares: an artifact of a bundle, or a plain model file."""
+"""Open the two sides of a gate: a bundle or a plain file."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeopt.api.formats import SUFFIXES, inspector_for
-from edgeopt.artifacts.artifact import Artifact, FileEntry, IOSpec, Method
+from edgeopt.api.formats import SUFFIXES
+from edgeopt.api.gating.side import Side, artifact_row
+from edgeopt.artifacts.artifact import Artifact, FileEntry
 from edgeopt.artifacts.bundle import REPORT, Bundle
-from edgeopt.devices.profile import Protocol, Target, load_profile
-from edgeopt.errors import BundleError, CheckFailed, ConfigError, EdgeOptError, ProfileError
+from edgeopt.artifacts.interface import IOSpec, Method
+from edgeopt.errors import BundleError, CheckFailed, ConfigError
 from edgeopt.files import inside, sha256
-from edgeopt.limits.facts import ACCURACY, Facts
-from edgeopt.limits.results import GateSide
-from edgeopt.results.reports import (
-    SCHEMA_VERSION,
-    AccuracyResult,
-    ArtifactRow,
-    BuildReport,
-    LatencyResult,
-)
-from edgeopt.runtime_tests.inspection import Structure
-
-ANY_CPU = "any-cpu"
-THIS_MACHINE = "host"
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """One side of a comparison.
-
-    Attributes:
-        place: The bundle or file as given.
-        folder: Where the artifact's files are.
-        artifact: What is compared.
-        bundle: The bundle, or None: a plain file.
-        report: The bundle's report, or None.
-    """
-
-    place: Path
-    folder: Path
-    artifact: Artifact
-    bundle: Bundle | None = None
-    report: BuildReport | None = None
-
-    @property
-    def file(self) -> Path:
-        """The model file."""
-        return self.folder / self.artifact.model_file.path
-
-    @property
-    def hashes(self) -> tuple[str, ...]:
-        """SHA-256 of the artifact's files, the model file's first."""
-        return tuple(entry.sha256 for entry in self.artifact.files)
-
-    @property
-    def told(self) -> GateSide:
-        """The side as results name it."""
-        manifest = None if self.bundle is None else self.bundle.manifest
-        return GateSide(
-            path=self.place.as_posix(),
-            artifact=self.artifact.name,
-            file=self.artifact.model_file.path,
-            sha256=self.artifact.model_file.sha256,
-            format=self.artifact.format,
-            precision=self.artifact.precision,
-            profile=manifest.profile if manifest else "",
-            recipe=manifest.recipe if manifest else "",
-            build_key=manifest.build_key if manifest else "",
-        )
-
-    def away(self) -> str:
-        """Return why a latency measured on this machine is not the device's, or an empty string.
-
-        A plain file names no device: it is judged for the machine that runs it.
-        """
-        if self.bundle is None:
-            return ""
-        name = self.bundle.manifest.profile
-        try:
-            profile = load_profile(name)
-        except ProfileError:  # a profile of the user's own: its build knew
-            return "" if self._was_timed_at_home() else f"profile {name!r} is not at hand here"
-        if profile.runs_here != ANY_CPU:
-            return f"this machine is not the device ({profile.title})"
-        stand_ins = [target.name for target in profile.stand_ins]
-        return "it stands in for another runtime" if self.artifact.target in stand_ins else ""
-
-    def _was_timed_at_home(self) -> bool:
-        rows = () if self.report is None else self.report.latency
-        return any(
-            r.artifact == self.artifact.name and r.machine.device == THIS_MACHINE and not r.stand_in
-            for r in rows
-        )
-
-    def protocol(self) -> Protocol:
-        """Return how the profile wants its latency measured; the usual way where it is unknown."""
-        if self.bundle is None:
-            return Protocol()
-        try:
-            profile = load_profile(self.bundle.manifest.profile)
-            return profile.target(self.artifact.target).protocol
-        except ProfileError:
-            return Protocol()
+from edgeopt.results.reports import BuildReport
+from edgeopt.results.verdicts import SCHEMA_VERSION
 
 
 def open_sides(candidate: Path, baseline: Path, artifact: str | None) -> tuple[Side, Side]:
@@ -169,17 +78,13 @@ def _report(bundle: Bundle, artifact: Artifact) -> BuildReport | None:
         raise BundleError(
             f"{bundle.path / REPORT}: schema {report.schema}; this edgeopt reads {SCHEMA_VERSION}"
         )
-    row = _row(report, artifact)
+    row = artifact_row(report, artifact)
     if row is not None and row.sha256 != artifact.model_file.sha256:
         raise BundleError(
             f"{bundle.path / REPORT}: speaks of another {artifact.model_file.path} "
             f"(sha256 {row.sha256[:12]}, the manifest's is {artifact.model_file.sha256[:12]})"
         )
     return report
-
-
-def _row(report: BuildReport, artifact: Artifact) -> ArtifactRow | None:
-    return next((row for row in report.artifacts if row.name == artifact.name), None)
 
 
 def _of_file(place: Path) -> Side:
@@ -291,97 +196,3 @@ def _specs(specs: tuple[IOSpec, ...]) -> list[Spec]:
 
 def _shown(specs: list[Spec]) -> str:
     return ", ".join(f"{name} {dtype}[{', '.join(map(str, dims))}]" for name, dtype, dims in specs)
-
-
-def facts_of(side: Side, *, from_file: bool) -> Facts:
-    """Return what a side tells without being measured.
-
-    Args:
-        side: The side.
-        from_file: Read the file alone, since the other side is a plain file.
-    """
-    if side.report is not None and not from_file:
-        return _reported(side, side.report)
-    return _read(side)
-
-
-def _reported(side: Side, report: BuildReport) -> Facts:
-    name = side.artifact.name
-    row = _row(report, side.artifact)
-    numbers = {"size": _size_mb(side.artifact)}
-    missing: dict[str, str] = {}
-    if row is not None:
-        structure = {
-            "macs": row.macs,
-            "int8_macs": row.int8_macs,
-            "float_gemms": row.float_gemms,
-        }
-        _sort(structure, numbers, missing, "its report does not tell")
-    else:
-        absent = "its report does not speak of the artifact"
-        missing |= {key: absent for key in ("macs", "int8_macs", "float_gemms")}
-    _sort(_compiled(report.compile.get(name, {})), numbers, missing, "no compiler told it")
-    missing |= dict.fromkeys(ACCURACY, "its build judged no such accuracy")
-    accuracy: dict[str, AccuracyResult] = {
-        r.method: r for r in report.accuracy if r.artifact == name
-    }
-    attached: dict[str, LatencyResult] = {
-        r.method: r
-        for r in report.latency
-        if r.artifact == name and r.machine.device != THIS_MACHINE and not r.stand_in
-    }
-    return Facts(numbers, side.hashes, missing, accuracy, attached)
-
-
-def _read(side: Side) -> Facts:
-    numbers = {"size": _size_mb(side.artifact)}
-    missing = dict.fromkeys(ACCURACY, "a file does not tell its accuracy; compare two bundles")
-    structure, reason = _structure(side)
-    found: Mapping[str, float | None] = {
-        "macs": structure.macs if structure else None,
-        "int8_macs": structure.int8_macs if structure else None,
-        "float_gemms": structure.float_gemms if structure else None,
-    }
-    _sort(found, numbers, missing, reason)
-    compiled = _compiled(structure.compile if structure else {})
-    _sort(compiled, numbers, missing, "no compiler told it")
-    return Facts(numbers, side.hashes, missing, origin="file")
-
-
-def _size_mb(artifact: Artifact) -> float:
-    """Return the size of everything that a runtime loads, in 10^6 bytes."""
-    loaded = [e for e in artifact.files if not e.path.endswith((".json", ".py"))]
-    return sum(entry.size_bytes for entry in loaded) / 1e6
-
-
-def _structure(side: Side) -> tuple[Structure | None, str]:
-    artifact = side.artifact
-    target = Target(artifact.target or artifact.name, artifact.format, "", "")
-    try:
-        return inspector_for(artifact.format).structure(side.folder, artifact, target), (
-            "the file multiplies nothing"
-        )
-    except EdgeOptError as failure:
-        return None, f"cannot be read off the file: {failure}"
-
-
-def _compiled(compile_: Mapping[str, Any]) -> dict[str, float | None]:
-    names = ("fused_attentions", "partitions", "delegated_share")
-    return {name: _number(compile_.get(name)) for name in names}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and value == value else None
-
-
-def _sort(
-    found: Mapping[str, float | None],
-    numbers: dict[str, float],
-    missing: dict[str, str],
-    reason: str,
-) -> None:
-    for name, value in found.items():
-        if value is None:
-            missing[name] = reason
-        else:
-            numbers[name] = float(value)

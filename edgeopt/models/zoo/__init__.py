@@ -40,8 +40,8 @@ def load(name: str) -> LoadedModel:
 
 
 def _classifier(entry: ZooModel) -> LoadedModel:
-    from edgeopt.artifacts.artifact import Preprocessing
-    from edgeopt.models.loaded import from_module
+    from edgeopt.artifacts.interface import Preprocessing
+    from edgeopt.models.from_module import from_module
     from edgeopt.models.zoo.mobilenet import MobileNet
     from edgeopt.models.zoo.vit import VisionTransformer
 
@@ -67,7 +67,7 @@ def _classifier(entry: ZooModel) -> LoadedModel:
 
 
 def _language_model(entry: ZooModel) -> LoadedModel:
-    from edgeopt.models.loaded import from_module
+    from edgeopt.models.from_module import from_module
     from edgeopt.models.zoo.byte_lm import ByteLM
 
     calibration = samples(entry.name, "calibration")
@@ -128,7 +128,7 @@ def _windows(split: str, length: int) -> Samples:
 def _samples(role: str, inputs: Tensor, labels: Tensor, name: str) -> Samples:
     from edgeopt.data.arrays import from_tensors
     from edgeopt.data.signature import Signature
-    from edgeopt.pipeline.state import Batch
+    from edgeopt.ir.calls import Batch
 
     signature = Signature.of(Batch((inputs[:1],)), (role,))
     return from_tensors([inputs], labels, signature, name=name)

@@ -14,15 +14,18 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from edgeopt.contracts.contract import Contract, NMSparse
+from edgeopt.contracts.contract import Contract
+from edgeopt.contracts.nm_sparse import NMSparse
+from edgeopt.contracts.tied import tied_contracts
 from edgeopt.errors import CaptureError
 from edgeopt.ir import edges, program, trees
+from edgeopt.ir.calls import FORWARD
 from edgeopt.ir.edges import operator_name
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.passes.capture.linear_form import as_linears
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
-from edgeopt.pipeline.state import FORWARD, Effect, ModelState, PassContext, Stage
-from edgeopt.pipeline.verifier.check import tied_contracts
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Stage
 
 _IDENTITIES = frozenset({"dropout", "alias", "detach", "lift_fresh_copy"})
 """`contiguous` stays: a view behind it may need the copy."""

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from edgeopt.ir import program
 from edgeopt.ir.edges import operator_name
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 
 _LINEAR = torch.ops.aten.linear.default
 

@@ -8,25 +8,27 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgeopt.analysis.chains import select
-from edgeopt.analysis.moments import SecondMoment, input_moments
+from edgeopt.analysis.moments import input_moments
+from edgeopt.analysis.selection import select
 from edgeopt.devices.profile import LowRankRule
 from edgeopt.errors import ConfigError, PassError, PreconditionError
-from edgeopt.numerics.allocation import Choice, allocate
+from edgeopt.numerics.allocation import allocate
 from edgeopt.numerics.low_rank import RANK_DEFICIENT, Decomposition, decompose
+from edgeopt.numerics.observers import SecondMoment
 from edgeopt.passes.factorize.outside_reads import outside_reads
-from edgeopt.passes.factorize.sites import (
-    Site,
-    find_sites,
-    mapped,
-    matrix,
-    replacement,
-    vectors,
+from edgeopt.passes.factorize.ranks import (
+    Spectrum,
+    highest_rank,
+    percent,
+    rank_choices,
+    why_unpayable,
 )
+from edgeopt.passes.factorize.sites import Site, find_sites, mapped, matrix, replacement, vectors
 from edgeopt.pipeline.compiler_pass import WARNING, Pass, PassResult
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Stage
 
 DEFAULT_BUDGET = 0.75
 
@@ -74,15 +76,6 @@ class FactorizeSVDConfig:
                 raise ConfigError(f"{name} lies between 0 and 1, not {share}")
         if self.memory_mb < 1:
             raise ConfigError(f"memory_mb is at least 1, not {self.memory_mb}")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Spectrum:
-    """A layer, taken apart."""
-
-    site: Site
-    parts: Decomposition
-    mean: Tensor | None  # of its inputs, where the bias makes up for what it loses
 
 
 class FactorizeSVD(Pass[FactorizeSVDConfig]):
@@ -164,7 +157,7 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
             if site.fqn not in chosen:
                 continue
             reason = "named in exclude" if site.fqn in left else site.refusal
-            reason = reason or _unpayable(site, rule, ctx.profile.name)
+            reason = reason or why_unpayable(site, rule, ctx.profile.name)
             if reason:
                 skipped[site.fqn] = reason
             else:
@@ -175,16 +168,16 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
 
     def _spectra(
         self, module: nn.Module, sites: list[Site], ctx: PassContext, skipped: dict[str, str]
-    ) -> tuple[list[_Spectrum], list[str]]:
+    ) -> tuple[list[Spectrum], list[str]]:
         for site in sites:
             if not bool(torch.isfinite(matrix(module.get_submodule(site.fqn))).all()):
                 raise PassError(f"factorize_svd: {site.fqn}: its weight holds NaN or Inf")
         if self.config.method == "plain":
             return [
-                _Spectrum(site, decompose(matrix(module.get_submodule(site.fqn))), None)
+                Spectrum(site, decompose(matrix(module.get_submodule(site.fqn))), None)
                 for site in sites
             ], []
-        spectra: list[_Spectrum] = []
+        spectra: list[Spectrum] = []
         few: dict[str, int] = {}
         for group in _groups(sites, self.config.memory_mb * 1_000_000):
             moments = _moments(module, group, ctx)
@@ -204,12 +197,12 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
                     what = "always zero" if power == 0 else "always the same"
                     skipped[site.fqn] = f"its input is {what} on the calibration data"
                     continue
-                spectra.append(_Spectrum(site, decompose(matrix(layer), gram), mean))
+                spectra.append(Spectrum(site, decompose(matrix(layer), gram), mean))
                 ctx.progress(f"{self.name}: spectra", len(spectra), len(sites))
         return spectra, _too_few(few, sites)
 
     def _ranks(
-        self, spectra: Sequence[_Spectrum], rule: LowRankRule, skipped: dict[str, str]
+        self, spectra: Sequence[Spectrum], rule: LowRankRule, skipped: dict[str, str]
     ) -> dict[str, int]:
         """Return the rank of each layer that is factorized; say why of the others."""
         if self.config.rank is None and self.config.energy is None:
@@ -218,7 +211,7 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
         for spectrum in spectra:
             site, parts = spectrum.site, spectrum.parts
             rank, goal = self._wanted(parts, rule.multiple)
-            most = _most(site, rule)
+            most = highest_rank(site, rule)
             if rank > most:
                 skipped[site.fqn] = (
                     f"{goal} {site.cost(rank)} parameters, and at most {site.cost(most)} (rank "
@@ -240,19 +233,19 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
         reached = parts.kept >= energy - 1e-12
         rank = max(int(reached.double().argmax()), 1)
         rank = min(math.ceil(rank / multiple) * multiple, parts.full_rank)
-        return rank, f"rank {rank}, which keeps {_percent(energy)}, takes"
+        return rank, f"rank {rank}, which keeps {percent(energy)}, takes"
 
     def _shared_out(
-        self, spectra: Sequence[_Spectrum], rule: LowRankRule, skipped: dict[str, str]
+        self, spectra: Sequence[Spectrum], rule: LowRankRule, skipped: dict[str, str]
     ) -> dict[str, int]:
         budget = DEFAULT_BUDGET if self.config.budget is None else self.config.budget
         total = sum(s.site.parameters for s in spectra)
-        choices = [_choices(s, rule) for s in spectra]
+        choices = [rank_choices(s, rule) for s in spectra]
         least = sum(rows[0].cost for rows in choices)
         if least > budget * total:
             raise ConfigError(
                 f"factorize_svd: budget {budget:g}: the lowest ranks (multiples of "
-                f"{rule.multiple}) take {least} of {total} parameters, {_percent(least / total)}; "
+                f"{rule.multiple}) take {least} of {total} parameters, {percent(least / total)}; "
                 "raise the budget, or leave layers out with exclude"
             )
         ranks = {}
@@ -261,26 +254,26 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
             if choice.rank is not None:
                 ranks[site.fqn] = choice.rank
                 continue
-            most = _most(site, rule)
+            most = highest_rank(site, rule)
             skipped[site.fqn] = (
                 f"left whole by the budget: rank {most}, the highest that pays, would keep "
-                f"{_percent(float(spectrum.parts.kept[most]))}"
+                f"{percent(float(spectrum.parts.kept[most]))}"
             )
         return ranks
 
-    def _told(self, spectrum: _Spectrum, rank: int) -> str:
+    def _told(self, spectrum: Spectrum, rank: int) -> str:
         parts, site = spectrum.parts, spectrum.site
         kept = float(parts.kept[rank])
         what = "squared weight" if self.config.method == "plain" else "output's energy"
         what = what if spectrum.mean is None else "output's variance"
         return (
-            f"rank {rank} of {parts.full_rank} keeps {_percent(kept)} of the {what} "
+            f"rank {rank} of {parts.full_rank} keeps {percent(kept)} of the {what} "
             f"(relative error {math.sqrt(max(1 - kept, 0.0)):.3g}), "
             f"{site.parameters} -> {site.cost(rank)} parameters"
         )
 
 
-def _replace(module: nn.Module, spectrum: _Spectrum, rank: int) -> None:
+def _replace(module: nn.Module, spectrum: Spectrum, rank: int) -> None:
     fqn, parts = spectrum.site.fqn, spectrum.parts
     layer = module.get_submodule(fqn)
     up, down = parts.factors(rank)
@@ -316,45 +309,6 @@ def _groups(sites: Sequence[Site], limit_bytes: int) -> Iterator[list[Site]]:
     yield group
 
 
-def _most(site: Site, rule: LowRankRule) -> int:
-    """Return the highest rank that pays, a multiple of the rule's; 0 if none does."""
-    affordable = math.floor((1 - rule.saving) * site.parameters)
-    # strictly fewer parameters, even where the rule asks for no saving
-    rank = min(affordable, site.parameters - 1) // (site.inputs + site.outputs)
-    return rank // rule.multiple * rule.multiple
-
-
-def _unpayable(site: Site, rule: LowRankRule, profile: str) -> str:
-    narrow = min(site.inputs, site.outputs)
-    if narrow < rule.min_width:
-        return (
-            f"{site.inputs} x {site.outputs}: below {rule.min_width} two layers do not pay on "
-            f"{profile}"
-        )
-    if _most(site, rule) < 1:
-        share = site.cost(rule.multiple) / site.parameters
-        return (
-            f"{site.inputs} x {site.outputs}: rank {rule.multiple}, the lowest, takes "
-            f"{_percent(share)} of the parameters, and at most {_percent(1 - rule.saving)} pay"
-        )
-    return ""
-
-
-def _choices(spectrum: _Spectrum, rule: LowRankRule) -> list[Choice]:
-    """Return each rank that pays, and the layer left whole, with what is lost.
-
-    Shares, since the layers' outputs have no common scale: by energies, stories260K at 90 % of the
-    parameters has perplexity 31, and 12 by shares. Squared, since a layer that loses most of its
-    output hurts out of proportion: at 70 % the perplexity is 90, and 106 without.
-    """
-    site = spectrum.site
-    lost = (1.0 - spectrum.parts.kept).clamp(min=0) ** 2
-    most = _most(site, rule)
-    ranks = range(rule.multiple, most + 1, rule.multiple)
-    rows = [Choice(site.cost(r), float(lost[r]), r) for r in ranks]
-    return [*rows, Choice(site.parameters, 0.0, None)]
-
-
 def _too_few(few: Mapping[str, int], sites: Sequence[Site]) -> list[str]:
     if not few:
         return []
@@ -376,9 +330,5 @@ def _total(sites: Sequence[Site], ranks: Mapping[str, int]) -> list[str]:
         return []
     return [
         f"{len(ranks)} of {len(sites)} layers that could be factorized were; together "
-        f"{before} -> {after} parameters ({_percent(after / before)})"
+        f"{before} -> {after} parameters ({percent(after / before)})"
     ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

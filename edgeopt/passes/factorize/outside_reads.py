@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeopt.pipeline.state import PassContext
+from edgeopt.pipeline.context import PassContext
 
 
 def outside_reads(module: nn.Module, fqns: Iterable[str], ctx: PassContext) -> dict[str, str]:

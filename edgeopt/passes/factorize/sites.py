@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.contracts.contract import Contract, HeadGroups
+from edgeopt.contracts.contract import Contract
+from edgeopt.contracts.head_groups import HeadGroups
+from edgeopt.contracts.tied import tied_contracts
 from edgeopt.pipeline.state import ModelState, WeightKind
-from edgeopt.pipeline.verifier.check import tied_contracts
 
 CONVOLUTIONS = (
     nn.Conv1d,

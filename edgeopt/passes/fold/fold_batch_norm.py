@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeopt.analysis.chains import chains, select, trace
+from edgeopt.analysis.chains import chains, trace
+from edgeopt.analysis.selection import select
+from edgeopt.contracts.tied import tied_contracts
 from edgeopt.errors import ConfigError
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
-from edgeopt.pipeline.verifier.check import tied_contracts
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Stage
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

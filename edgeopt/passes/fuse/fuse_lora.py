@@ -7,10 +7,12 @@ from pathlib import Path
 
 from edgeopt.adapters.fusing import fuse_adapters, parse_spec
 from edgeopt.adapters.peft.folder import read_adapter
-from edgeopt.contracts.contract import Contract, Tied
+from edgeopt.contracts.contract import Contract
+from edgeopt.contracts.tied import Tied
 from edgeopt.errors import ConfigError, PreconditionError
 from edgeopt.pipeline.compiler_pass import WARNING, Pass, PassResult
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Stage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ from torch.fx import Node
 from edgeopt.ir import program
 from edgeopt.ir.dialect import DEQUANTIZE
 from edgeopt.ir.edges import require_site
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
-from edgeopt.pipeline.verifier.graph import weighted_operands
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Phase, Stage
+from edgeopt.quant.operands import weighted_operands
 from edgeopt.quant.ranges import bias_codes
 
 

@@ -12,10 +12,11 @@ from edgeopt.errors import PreconditionError
 from edgeopt.ir import program
 from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
 from edgeopt.ir.edges import require_site
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.passes.legalize.unsigned_activations import shift_activations
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Phase, Stage
 from edgeopt.quant.reading import quant_nodes
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeopt.errors import ConfigError
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.state import Effect, ModelState, Stage
 
 _ATEN = torch.ops.aten
 

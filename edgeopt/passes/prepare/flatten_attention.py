@@ -12,11 +12,12 @@ from torch.fx import Node
 
 from edgeopt.ir import edges
 from edgeopt.ir.edges import operator_name
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.passes.prepare.attention_call import AttentionCall, is_attention
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.pipeline.state import Effect, ModelState, Phase, Stage
 
 _ATEN = torch.ops.aten
 MASKED = -1e9

@@ -10,10 +10,11 @@ import torch
 from torch.fx import Node
 
 from edgeopt.ir.edges import operator_name
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.state import Effect, ModelState, Stage
 
 _SPLITS = frozenset(
     {"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "unsafe_split"}

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeopt.ir.edges import operator_name, require_site
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.rewriting import Left, Rewritten, rewrite_operators
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
+from edgeopt.pipeline.state import Effect, ModelState, Stage
 
 _BINARY = frozenset({"add", "sub", "mul", "div", "rsub"})
 _ATEN = torch.ops.aten

@@ -7,13 +7,14 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from edgeopt.analysis.chains import select
-from edgeopt.contracts.contract import NMSparse
+from edgeopt.analysis.selection import select
+from edgeopt.contracts.nm_sparse import NMSparse
+from edgeopt.contracts.tied import tied_contracts
 from edgeopt.devices.profile import Sparsity
 from edgeopt.errors import ConfigError, PostconditionError
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Stage
-from edgeopt.pipeline.verifier.check import tied_contracts
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Stage
 
 
 @dataclasses.dataclass(frozen=True)

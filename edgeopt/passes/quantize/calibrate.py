@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Interpreter, Node
 
-from edgeopt.analysis.moments import EdgeStatistics, RangeObserver, Statistics
 from edgeopt.errors import ConfigError, DataError, PreconditionError
 from edgeopt.ir import edges, program
+from edgeopt.numerics.observers import RangeObserver
 from edgeopt.pipeline.compiler_pass import WARNING, Pass, PassResult
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Phase, Stage
 from edgeopt.quant.spec import Role
+from edgeopt.quant.statistics import EdgeStatistics, Statistics
 
 GROWTH_WORTH_TELLING = 0.1
 FLOAT16_MAX = 65504.0

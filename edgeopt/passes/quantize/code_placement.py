@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt.devices.profile import Compute, OperatorRule, RuleSet
+from edgeopt.devices.rules import Compute, OperatorRule, RuleSet
 from edgeopt.ir import program
 from edgeopt.ir.edges import address, flat_arguments, matches, operator_name
 from edgeopt.quant.spec import Granularity

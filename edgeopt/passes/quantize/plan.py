@@ -7,14 +7,15 @@ import dataclasses
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeopt.contracts.contract import NMSparse
-from edgeopt.devices.profile import RuleSet, load_rules
+from edgeopt.contracts.nm_sparse import NMSparse
+from edgeopt.devices.rules import RuleSet, load_rules
 from edgeopt.errors import ConfigError, PreconditionError
 from edgeopt.ir import edges
 from edgeopt.ir.edges import EdgeId, require_site
 from edgeopt.passes.quantize.code_placement import Placement, Placer, Weighted
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
-from edgeopt.pipeline.state import Effect, ModelState, PassContext, Phase, Stage
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import Effect, ModelState, Phase, Stage
 from edgeopt.quant.plan import Derived, Own, Plan, PlannedEdge, Shared
 from edgeopt.quant.spec import Role, TensorSpec
 

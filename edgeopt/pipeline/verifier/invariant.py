@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
-from edgeopt.pipeline.state import ModelState, PassContext
+from edgeopt.pipeline.context import PassContext
+from edgeopt.pipeline.state import ModelState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,19 +7,19 @@ import dataclasses
 import pytest
 
 from edgeopt.api.building.judging import DEVICE_ONLY, Found, judge, merged, withheld
-from edgeopt.devices.profile import LIMITS, DeviceProfile, Limit, Target
+from edgeopt.devices.profile import DeviceProfile, Target
 from edgeopt.errors import ConfigError
-from edgeopt.results.reports import (
+from edgeopt.limits.limit import LIMITS, Limit
+from edgeopt.results.measurements import (
     AccuracyResult,
-    ArtifactRow,
     Comparison,
     LatencyResult,
     Machine,
     MemoryResult,
-    Pace,
     Percentile,
-    Verdict,
 )
+from edgeopt.results.reports import ArtifactRow
+from edgeopt.results.verdicts import Pace, Verdict
 
 ARTIFACT = ArtifactRow(
     name="onnxruntime",

@@ -13,7 +13,6 @@ from edgeopt.api.building.lock import (
     FROM_PYTHON,
     Lock,
     differences,
-    key_of,
     locked_options,
     options_from_lock,
     read_lock,
@@ -21,6 +20,7 @@ from edgeopt.api.building.lock import (
 from edgeopt.api.building.options import BuildOptions
 from edgeopt.errors import ConfigError
 from edgeopt.files import to_json, write_text
+from edgeopt.ir.digests import key_of
 
 OPTIONS = BuildOptions(
     model="zoo:vit",

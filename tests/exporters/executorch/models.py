@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeopt.artifacts.artifact import Artifact
-from edgeopt.devices.profile import Target, load_profile, load_rules
+from edgeopt.devices.profile import Target, load_profile
+from edgeopt.devices.rules import load_rules
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.executorch.exporter import ExecuTorchExporter
 from edgeopt.ir import program

@@ -23,7 +23,7 @@ from edgeopt.exporters.executorch.exporter import ExecuTorchExporter
 from edgeopt.exporters.executorch.file import ABOUT, parse, read_file
 from edgeopt.exporters.executorch.tensors import ExecuTorchTensors, stored_tensors
 from edgeopt.ir import edges, program
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.quant.reading import edge_of, quant_nodes
 from tests.exporters.executorch.models import PaddedCNN, Written, request, state, target, written
 from tests.small_models import X86, Block, SmallCNN, context, go_on, normal, run, seeded

@@ -21,10 +21,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeopt.artifacts.artifact import Artifact
-from edgeopt.contracts.contract import NMSparse, Quantized, Tied
+from edgeopt.contracts.nm_sparse import NMSparse
+from edgeopt.contracts.quantized import Quantized
+from edgeopt.contracts.tied import Tied
 from edgeopt.errors import BundleError, ExportError
 from edgeopt.exporters.base import ExportRequest
-from edgeopt.exporters.onnx.exporter import OnnxExporter, check_file
+from edgeopt.exporters.onnx.checking import check_file
+from edgeopt.exporters.onnx.exporter import OnnxExporter
 from edgeopt.exporters.onnx.tensors import OnnxTensors, stored_tensors
 from edgeopt.ir import edges, program
 from edgeopt.ir.dialect import DEQUANTIZE

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.artifacts.artifact import IOSpec
+from edgeopt.artifacts.interface import IOSpec
 from edgeopt.errors import BundleError
 from edgeopt.exporters.onnx.signature import read_signature
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeopt.artifacts.artifact import Artifact
-from edgeopt.devices.profile import Target, load_rules
+from edgeopt.devices.profile import Target
+from edgeopt.devices.rules import load_rules
 from edgeopt.exporters.base import ExportRequest
 from edgeopt.exporters.qnn.exporter import QnnExporter
 from edgeopt.ir import program

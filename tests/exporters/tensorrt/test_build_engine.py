@@ -15,7 +15,7 @@ import pytest
 
 from edgeopt.exporters.tensorrt.on_device import build_engine
 from edgeopt.files import read_json
-from edgeopt.results.reports import Measured
+from edgeopt.results.measurements import Measured
 
 SCRIPT = Path(build_engine.__file__)
 

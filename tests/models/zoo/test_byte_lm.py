@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt.contracts.contract import Tied
+from edgeopt.contracts.tied import Tied, tied_contracts
 from edgeopt.models import zoo
 from edgeopt.models.zoo.byte_lm import Attention, ByteLM, RMSNorm, RotaryEmbedding, SwiGLU, rotate
-from edgeopt.pipeline.verifier.check import tied_contracts
 from edgeopt.runtime_tests.generate import Step, greedy
 from tests.small_models import normal, seeded
 

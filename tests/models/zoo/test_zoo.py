@@ -11,9 +11,9 @@ import torch
 
 from edgeopt.data import overlap
 from edgeopt.errors import ConfigError
+from edgeopt.ir.digests import digest as weights_digest
 from edgeopt.models import zoo
 from edgeopt.models.load import load_model
-from edgeopt.pipeline.reference import digest as weights_digest
 from edgeopt.runtime_tests.metrics import resolve_metric
 
 PICTURES = ("vit", "mobilenet")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.contracts.contract import Tied
+from edgeopt.contracts.tied import Tied
 from edgeopt.errors import CaptureError, PassError
 from edgeopt.ir import edges, program
+from edgeopt.ir.digests import digest
 from edgeopt.passes.capture.capture import Capture, CaptureConfig
-from edgeopt.pipeline.reference import digest
 from edgeopt.pipeline.state import ModelState, Stage
 from tests.small_models import SmallCNN, context, normal, run, seeded
 

@@ -15,24 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.analysis.moments import input_moments
-from edgeopt.contracts.contract import HeadGroups, NMSparse
+from edgeopt.contracts.head_groups import HeadGroups
+from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.devices.profile import LowRankRule
 from edgeopt.errors import ConfigError, DataError, InvariantError, PassError, PreconditionError
+from edgeopt.ir.calls import Batch
+from edgeopt.ir.digests import digest
 from edgeopt.numerics.low_rank import output_error
 from edgeopt.passes.factorize.factorize_svd import FactorizeSVD, FactorizeSVDConfig
 from edgeopt.passes.factorize.sites import LowRank, matrix
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.reference import digest
-from edgeopt.pipeline.state import (
-    Batch,
-    ModelState,
-    PassContext,
-    PassRecord,
-    WeightKind,
-    WeightRole,
-)
+from edgeopt.pipeline.state import ModelState, PassRecord, WeightKind, WeightRole
 from tests.small_models import QUANTIZE, Block, batches, context, go_on, normal, run, seeded
 
 FACTORIES = Path(__file__).resolve().parents[2] / "factories"

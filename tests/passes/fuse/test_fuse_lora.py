@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edgeopt.contracts.contract import Tied
+from edgeopt.contracts.tied import Tied, tied_contracts
 from edgeopt.errors import AdapterError, ConfigError, PreconditionError
 from edgeopt.passes.fuse.fuse_lora import FuseLora, FuseLoraConfig
 from edgeopt.pipeline.compiler_pass import WARNING
 from edgeopt.pipeline.pipeline import Pipeline
 from edgeopt.pipeline.state import ModelState
-from edgeopt.pipeline.verifier.check import tied_contracts
 from tests.adapters.oracle import adapted, farthest, outputs, saved
 from tests.small_models import Block, context, normal, seeded
 

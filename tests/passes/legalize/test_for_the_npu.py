@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from edgeopt.ir import program
 from edgeopt.ir.edges import operator_name
+from edgeopt.numerics.snr import snr_db
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
-from edgeopt.pipeline.reference import snr_db
 from edgeopt.pipeline.state import ModelState
 from edgeopt.quant.reading import quant_nodes
 from tests.small_models import X86, SmallCNN, context, go_on, normal, run, seeded

@@ -187,7 +187,7 @@ def test_a_bias_that_two_calls_share_is_written_once() -> None:
 
 
 def test_the_rules_name_legalizations_that_exist() -> None:
-    from edgeopt.devices.profile import load_rules
+    from edgeopt.devices.rules import load_rules
     from edgeopt.passes import by_name
 
     for rules in (X86, TENSORRT):

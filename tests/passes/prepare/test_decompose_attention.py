@@ -17,8 +17,9 @@ from edgeopt.passes.prepare.decompose_attention import (
     DecomposeAttention,
     DecomposeAttentionConfig,
 )
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.state import ModelState, PassContext
+from edgeopt.pipeline.state import ModelState
 from tests.small_models import Block, context, normal, passes, run, seeded
 
 

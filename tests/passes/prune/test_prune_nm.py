@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.contracts.contract import NMSparse
+from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.devices.profile import Sparsity
 from edgeopt.errors import ConfigError
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig, nm_mask

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt.analysis.moments import EdgeStatistics
 from edgeopt.errors import ConfigError, DataError, PreconditionError
+from edgeopt.ir.calls import Batch
 from edgeopt.passes.quantize.calibrate import Calibrate, CalibrateConfig
-from edgeopt.pipeline.state import Batch, ModelState
+from edgeopt.pipeline.state import ModelState
+from edgeopt.quant.statistics import EdgeStatistics
 from tests.small_models import SmallCNN, batches, context, normal, run, seeded
 
 MODEL = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))

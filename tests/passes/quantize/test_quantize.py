@@ -14,14 +14,14 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgeopt.contracts.contract import Quantized
+from edgeopt.contracts.quantized import Quantized
 from edgeopt.ir import edges, program
 from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.numerics.snr import snr_db
 from edgeopt.passes.quantize.calibrate import Calibrate, CalibrateConfig
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
-from edgeopt.pipeline.reference import snr_db
 from edgeopt.pipeline.state import ModelState
-from edgeopt.pipeline.verifier.graph import weighted_operands
+from edgeopt.quant.operands import weighted_operands
 from edgeopt.quant.ranges import (
     BIAS_CODE_LIMIT,
     affine_from_range,

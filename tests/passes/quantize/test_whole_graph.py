@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.devices.profile import load_rules
+from edgeopt.devices.rules import load_rules
 from edgeopt.errors import ConfigError
 from edgeopt.ir import edges, program
 from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
+from edgeopt.numerics.snr import snr_db
 from edgeopt.passes.quantize.plan import PlanConfig, PlanQuantization
-from edgeopt.pipeline.reference import snr_db
 from edgeopt.pipeline.state import ModelState
 from edgeopt.quant.plan import Own, Shared
 from edgeopt.quant.reading import quant_nodes

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt.contracts.contract import NMSparse
+from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.errors import ConfigError, InvariantError
 from edgeopt.ir import edges, program
 from edgeopt.ir.dialect import DEQUANTIZE
 from edgeopt.ir.edges import EdgeId
-from edgeopt.ir.program import ProgramEditor
+from edgeopt.ir.editor import ProgramEditor
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
+from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.state import Effect, ModelState, PassContext
+from edgeopt.pipeline.state import Effect, ModelState
 from edgeopt.pipeline.verifier.check import invariants
 from edgeopt.quant.plan import Plan
 from tests.small_models import QUANTIZE, SmallCNN, context, normal, run, seeded

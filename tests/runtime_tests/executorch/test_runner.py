@@ -13,7 +13,7 @@ import torch
 from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, DataError
 from edgeopt.ir import program
-from edgeopt.results.reports import Pace
+from edgeopt.results.verdicts import Pace
 from edgeopt.runtime_tests.base import LoadOptions, RemoteSession
 from edgeopt.runtime_tests.executorch.profile import profile
 from edgeopt.runtime_tests.executorch.runner import (

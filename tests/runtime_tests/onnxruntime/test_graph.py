@@ -12,7 +12,8 @@ import pytest
 from edgeopt.artifacts.artifact import TensorEntry
 from edgeopt.errors import BundleError
 from edgeopt.runtime_tests.onnxruntime import graph as ort_graph
-from edgeopt.runtime_tests.onnxruntime.graph import Placement, operator_rows, placement, read_graph
+from edgeopt.runtime_tests.onnxruntime.graph import read_graph
+from edgeopt.runtime_tests.onnxruntime.placement import Placement, operator_rows, placement
 from edgeopt.runtime_tests.onnxruntime.runner import save_optimized
 
 onnx = pytest.importorskip("onnx")

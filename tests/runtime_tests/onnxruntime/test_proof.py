@@ -14,7 +14,7 @@ from edgeopt.errors import BundleError
 from edgeopt.integer import kernels
 from edgeopt.integer.arithmetic import ORT_MLAS, RoundingMode
 from edgeopt.integer.kernels import Grid
-from edgeopt.results.reports import ProofResult
+from edgeopt.results.structure import ProofResult
 from edgeopt.runtime_tests.onnxruntime.proof import prove
 
 onnx = pytest.importorskip("onnx")

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from edgeopt.api.formats import exporter_for, inspector_for
 from edgeopt.artifacts.artifact import Artifact
-from edgeopt.devices.profile import load_profile, load_rules
+from edgeopt.devices.profile import load_profile
+from edgeopt.devices.rules import load_rules
 from edgeopt.errors import BundleError, RuntimeUnavailable
 from edgeopt.exporters.qnn import hexagon
 from edgeopt.exporters.qnn.exporter import QnnExporter
 from edgeopt.ir import program
-from edgeopt.pipeline.reference import snr_db
+from edgeopt.numerics.snr import snr_db
 from edgeopt.runtime_tests.base import LoadOptions
 from edgeopt.runtime_tests.qnn.inspector import QnnInspector
 from edgeopt.runtime_tests.qnn.runner import QnnRunner
