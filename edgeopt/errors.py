@@ -24,6 +24,10 @@ class ProfileError(ConfigError):
     """A device profile that cannot be read, or asks for what does not exist."""
 
 
+class PluginError(ConfigError):
+    """A plug-in that does not import, or is not what its entry point says."""
+
+
 class ModelError(EdgeOptError):
     """A model that cannot be loaded, or whose weights are unusable."""
 

@@ -29,7 +29,7 @@ FORBIDDEN = {
 # Floors: a room may import only rooms of the floors above it in this list.
 FLOORS = (
     ("version", "errors", "progress", "numerics"),
-    ("files",),
+    ("files", "registry"),
     ("userfile",),
     ("ir", "results"),
     ("quant", "limits"),

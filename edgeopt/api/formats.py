@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from edgeopt.errors import ConfigError, nearest
 from edgeopt.exporters.base import Exporter
+from edgeopt.registry.kinds import EXPORTERS, INSPECTORS, RUNNERS
+from edgeopt.registry.lookup import find
+from edgeopt.runtime_tests.base import Runner
 from edgeopt.runtime_tests.inspection import Inspector
 
 SUFFIXES = {".onnx": "onnx", ".pte": "executorch"}
@@ -11,36 +13,23 @@ SUFFIXES = {".onnx": "onnx", ".pte": "executorch"}
 
 
 def exporter_for(format_: str) -> Exporter:
-    """Return the exporter of a format.
+    """Return the exporter of a format, of edgeopt or of a plug-in.
 
     Raises:
         ConfigError: If there is none; the nearest is suggested.
+        PluginError: If a plug-in's exporter does not import, or is none.
     """
-    from edgeopt.exporters.executorch.exporter import ExecuTorchExporter
-    from edgeopt.exporters.onnx.exporter import OnnxExporter
-    from edgeopt.exporters.qnn.exporter import QnnExporter
-    from edgeopt.exporters.tensorrt.exporter import TensorRTExporter
-
-    exporters = (OnnxExporter, TensorRTExporter, ExecuTorchExporter, QnnExporter)
-    known: dict[str, type[Exporter]] = {e.format: e for e in exporters}
-    if format_ not in known:
-        raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
-    return known[format_]()
+    exporter: Exporter = find(EXPORTERS, format_).load_class(Exporter, "format")()
+    return exporter
 
 
 def inspector_for(format_: str) -> Inspector:
-    """Return what runs and reads the files of a format.
+    """Return what runs and reads the files of a format; raises as `exporter_for` does."""
+    inspector: Inspector = find(INSPECTORS, format_).load_class(Inspector, "format")()
+    return inspector
 
-    Raises:
-        ConfigError: If there is none; the nearest is suggested.
-    """
-    from edgeopt.runtime_tests.executorch.inspector import ExecuTorchInspector
-    from edgeopt.runtime_tests.onnxruntime.inspector import OnnxInspector
-    from edgeopt.runtime_tests.qnn.inspector import QnnInspector
-    from edgeopt.runtime_tests.tensorrt.inspector import TensorRTInspector
 
-    inspectors = (OnnxInspector, TensorRTInspector, ExecuTorchInspector, QnnInspector)
-    known: dict[str, type[Inspector]] = {i.format: i for i in inspectors}
-    if format_ not in known:
-        raise ConfigError(f"format {format_!r} is not known{nearest(format_, known)}")
-    return known[format_]()
+def runner_for(runtime: str) -> Runner:
+    """Return the runner of a runtime; raises as `exporter_for` does."""
+    runner: Runner = find(RUNNERS, runtime).load_class(object, "runtime")()
+    return runner

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeopt.cli.docstrings import first_paragraph
 from edgeopt.cli.options import AsJson, NameArgument
 
 if TYPE_CHECKING:
     from edgeopt.devices.profile import DeviceProfile, Target
     from edgeopt.pipeline.compiler_pass import Pass
     from edgeopt.recipes.recipe import Recipe
+    from edgeopt.registry.kinds import Kind
 
 
 def passes(
@@ -26,26 +28,68 @@ def passes(
 ) -> int:
     """List the passes; with NAME, one in full."""
     from edgeopt.cli.text import Table, show_json, show_table
-    from edgeopt.passes import ALL, by_name
+    from edgeopt.registry.kinds import PASSES
 
     if markdown:
-        print(passes_markdown(ALL if name is None else (by_name(name),)), end="")
-        return 0
-    if as_json:
-        chosen = ALL if name is None else (by_name(name),)
-        show_json([_describe_pass(type_) for type_ in chosen])
+        from edgeopt.passes import by_name, shipped
+
+        print(passes_markdown(shipped() if name is None else (by_name(name),)), end="")
         return 0
     if name is not None:
-        _show_pass(by_name(name))
+        from edgeopt.passes import by_name
+
+        found = _describe_pass(by_name(name))
+        if as_json:
+            show_json([found])
+        else:
+            _show_pass(found)
         return 0
-    found = [_describe_pass(type_) for type_ in ALL]
-    rows = tuple((d["name"], d["family"], d["stage"], d["effect"], d["summary"]) for d in found)
-    show_table(Table("", ("pass", "family", "stage", "effect", "what it does"), rows))
+    rows = [*_passes_by_source(), *_plugin_rows(PASSES)]
+    if as_json:
+        show_json(rows)
+        return 0
+    heads = ("pass", "family", "stage", "effect", "what it does")
+    keys = ("name", "family", "stage", "effect", "summary")
+    show_table(Table("", heads, tuple(tuple(row.get(k, "") for k in keys) for row in rows)))
     return 0
+
+
+def _passes_by_source() -> list[dict[str, Any]]:
+    """Describe the passes that ship with edgeopt, without importing torch or any of them."""
+    from edgeopt.registry.kinds import PASS_CLASSES
+
+    return [
+        {
+            "name": found.name,
+            "family": found.module.split(".")[-2],
+            "stage": found.values["stage"].rpartition(".")[2],
+            "effect": found.values["effect"].rpartition(".")[2].lower(),
+            "summary": first_paragraph(found.doc),
+            "doc": found.doc,
+            "package": "edgeopt",
+        }
+        for found in PASS_CLASSES.read()
+    ]
+
+
+def _plugin_rows(kind: Kind) -> list[dict[str, Any]]:
+    """Describe what plug-ins add to a kind, without importing them."""
+    from edgeopt.registry.plugins import entries
+
+    return [
+        {
+            "name": entry.name,
+            "summary": f"of {entry.plugin}; `edgeopt {kind.noun}s {entry.name}` tells more",
+            "package": str(entry.plugin),
+        }
+        for entry in entries(kind)
+    ]
 
 
 def _describe_pass(type_: type[Pass[Any]]) -> dict[str, Any]:
     from edgeopt.cli.docstrings import options_of, summary_of
+    from edgeopt.registry.kinds import PASSES
+    from edgeopt.registry.lookup import find
 
     return {
         "name": type_.name,
@@ -57,6 +101,7 @@ def _describe_pass(type_: type[Pass[Any]]) -> dict[str, Any]:
         "needs_calibration": type_.needs_calibration,
         "must_follow": sorted(type_.must_follow),
         "options": list(options_of(type_.config_type)),
+        "package": str(find(PASSES, type_.name).plugin or "edgeopt"),
     }
 
 
@@ -95,10 +140,9 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _show_pass(type_: type[Pass[Any]]) -> None:
+def _show_pass(found: dict[str, Any]) -> None:
     from edgeopt.cli.text import Table, show_line, show_table
 
-    found = _describe_pass(type_)
     show_line(f"{found['name']}  ({found['family']}, {found['stage']}, {found['effect']})", "bold")
     show_line()
     show_line(found["doc"])
@@ -120,17 +164,22 @@ def profiles(name: NameArgument = None, as_json: AsJson = False) -> int:
     """List the devices; with NAME, one in full."""
     from edgeopt.cli.text import Table, show_json, show_table
     from edgeopt.devices.profile import load_profile, profile_names
+    from edgeopt.registry.kinds import PROFILES
 
     found = [load_profile(n) for n in ([name] if name is not None else profile_names())]
+    plugins = _plugin_rows(PROFILES) if name is None else []
     if as_json:
-        show_json(found)
+        show_json([*found, *plugins])
         return 0
     if name is not None:
         _show_profile(found[0])
         return 0
-    rows = tuple(
-        (p.name, p.title, ", ".join(t.format for t in p.targets), p.default_recipe, _limits(p))
-        for p in found
+    rows = (
+        *(
+            (p.name, p.title, ", ".join(t.format for t in p.targets), p.default_recipe, _limits(p))
+            for p in found
+        ),
+        *((row["name"], row["summary"], "", "", "") for row in plugins),
     )
     show_table(Table("", ("profile", "device", "formats", "recipe", "limits"), rows))
     return 0
@@ -179,13 +228,15 @@ def _show_profile(profile: DeviceProfile) -> None:
 
 
 def _target_row(target: Target, role: str) -> tuple[str, ...]:
+    from edgeopt.devices.rules import load_rules
+
     return (
         target.name,
         role,
         target.format,
         target.runtime,
         target.backend,
-        target.rules,
+        load_rules(target.rules).name,
         target.float_type,
         target.minimum_runtime or "-",
     )
@@ -195,15 +246,20 @@ def recipes(name: NameArgument = None, as_json: AsJson = False) -> int:
     """List the recipes; with NAME, one in full."""
     from edgeopt.cli.text import Table, show_json, show_table
     from edgeopt.recipes.recipe import load_recipe, recipe_names
+    from edgeopt.registry.kinds import RECIPES
 
     found = [load_recipe(n) for n in ([name] if name is not None else recipe_names())]
+    plugins = _plugin_rows(RECIPES) if name is None else []
     if as_json:
-        show_json(found)
+        show_json([*found, *plugins])
         return 0
     if name is not None:
         _show_recipe(found[0])
         return 0
-    rows = tuple((r.name, " > ".join(s.name for s in r.passes), r.summary) for r in found)
+    rows = (
+        *((r.name, " > ".join(s.name for s in r.passes), r.summary) for r in found),
+        *((row["name"], "", row["summary"]) for row in plugins),
+    )
     show_table(Table("", ("recipe", "passes", "what it does"), rows))
     return 0
 
@@ -227,6 +283,8 @@ def models(name: NameArgument = None, as_json: AsJson = False) -> int:
     from edgeopt.cli.text import Table, show_json, show_line, show_table
     from edgeopt.errors import ConfigError, nearest
     from edgeopt.models.zoo.catalogue import CATALOGUE
+    from edgeopt.registry.kinds import MODELS
+    from edgeopt.registry.plugins import entries
 
     if name is not None and (name := name.removeprefix("zoo:")) not in CATALOGUE:
         raise ConfigError(f"model {name!r} is not known{nearest(name, CATALOGUE)}")
@@ -240,6 +298,8 @@ def models(name: NameArgument = None, as_json: AsJson = False) -> int:
         rows = tuple((f"zoo:{m.name}", f"{m.parameters:,}", m.input, m.summary) for m in found)
         show_table(Table("", ("model", ">parameters", "input", "what it is"), rows))
         show_line("Your own: FILE.py:FACTORY, or timm:NAME@WEIGHTS.")
+        for entry in entries(MODELS):
+            show_line(f"{entry.name}:...  of {entry.plugin}")
     return 0
 
 

@@ -65,5 +65,9 @@ def attribute_docs(type_: type) -> dict[str, str]:
 
 def summary_of(type_: type) -> str:
     """Return the first sentence or line of a docstring."""
-    text = inspect.getdoc(type_) or ""
+    return first_paragraph(inspect.getdoc(type_) or "")
+
+
+def first_paragraph(text: str) -> str:
+    """Return a text's first paragraph on one line."""
     return " ".join(text.split("\n\n")[0].split())

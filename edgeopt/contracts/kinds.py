@@ -6,14 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeopt.contracts.contract import Contract
-from edgeopt.contracts.head_groups import HeadGroups
-from edgeopt.contracts.nm_sparse import NMSparse
-from edgeopt.contracts.quantized import Quantized
-from edgeopt.contracts.tied import Tied
-
-KINDS: dict[str, type[Contract]] = {
-    contract.kind: contract for contract in (NMSparse, Tied, Quantized, HeadGroups)
-}
+from edgeopt.registry.kinds import CONTRACTS
+from edgeopt.registry.lookup import find
 
 
 def from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Contract, ...]:
@@ -21,8 +15,9 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Contract, ...]:
 
     Raises:
         BundleError: For an unknown kind or a field that does not fit.
+        PluginError: If a plug-in's kind does not import, or is none.
     """
-    from edgeopt.errors import BundleError, nearest
+    from edgeopt.errors import BundleError
     from edgeopt.files import parse
 
     found: list[Contract] = []
@@ -31,7 +26,6 @@ def from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Contract, ...]:
             raise BundleError(f"a contract is a table, not {row!r}")
         fields = dict(row)
         kind = str(fields.pop("kind", ""))
-        if kind not in KINDS:
-            raise BundleError(f"contract kind {kind!r} is not known{nearest(kind, KINDS)}")
-        found.append(parse(fields, KINDS[kind], where=f"contract {kind}", error=BundleError))
+        type_ = find(CONTRACTS, kind, error=BundleError).load_class(Contract, "kind")
+        found.append(parse(fields, type_, where=f"contract {kind}", error=BundleError))
     return tuple(found)

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeopt.devices.rules import SCHEMA_VERSION, load_rules, profiles_folder
+from edgeopt.devices.rules import SCHEMA_VERSION, load_rules
 from edgeopt.errors import ConfigError, ProfileError, nearest
 from edgeopt.limits.limit import Limit
+from edgeopt.registry.kinds import PROFILES, RULES
+from edgeopt.registry.lookup import builtin, find_file
 
 MAX_THREADS = 256
 """More would bring the machine down before they measured anything."""
@@ -95,7 +97,7 @@ class Target:
         format: The exporter: `onnx`, `tensorrt`, `executorch` or `qnn`.
         runtime: The runner that measures it.
         backend: Execution provider, delegate or GPU.
-        rules: Name of the rule set.
+        rules: Name of the rule set, or path of its file.
         float_type: Type of what stays unquantized: `float32` or `float16`.
         protocol: How latency is measured.
         options: Options of the exporter: opset, optimization profiles, compute capability.
@@ -189,28 +191,35 @@ class DeviceProfile:
 
 def profile_names() -> tuple[str, ...]:
     """Return the names of the profiles that ship with edgeopt."""
-    return tuple(sorted(path.stem for path in profiles_folder().glob("*.toml")))
+    return tuple(entry.name for entry in builtin(PROFILES))
 
 
 def load_profile(name_or_path: str) -> DeviceProfile:
-    """Return a shipped profile by name, or one from a TOML file.
+    """Return a profile by name, or one from a TOML file.
+
+    A target's `rules` names a rule set, or is the path of its TOML file from the profile's folder;
+    a path comes back as it is from here.
 
     Raises:
         ProfileError: For an unknown name (the nearest is suggested), or a file that does not fit.
+        PluginError: If a plug-in names no file.
     """
     from edgeopt.files import read_toml
 
-    if name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-    else:
-        if name_or_path not in profile_names():
-            raise ProfileError(
-                f"profile {name_or_path!r} is not known{nearest(name_or_path, profile_names())}"
-            )
-        path = profiles_folder() / f"{name_or_path}.toml"
+    path = find_file(PROFILES, name_or_path, error=ProfileError)
     profile = read_toml(path, DeviceProfile, error=ProfileError)
     if profile.schema != SCHEMA_VERSION:
         raise ProfileError(f"{path}: schema {profile.schema}; this edgeopt reads {SCHEMA_VERSION}")
-    for target in (*profile.targets, *profile.stand_ins):
-        load_rules(target.rules)
-    return profile
+    return dataclasses.replace(
+        profile,
+        targets=tuple(_with_rules(target, path) for target in profile.targets),
+        stand_ins=tuple(_with_rules(target, path) for target in profile.stand_ins),
+    )
+
+
+def _with_rules(target: Target, profile: Path) -> Target:
+    if target.rules.endswith(".toml"):
+        rules = find_file(RULES, target.rules, beside=profile.parent, error=ProfileError)
+        target = dataclasses.replace(target, rules=str(rules))
+    load_rules(target.rules)
+    return target

@@ -6,11 +6,12 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
-from edgeopt.errors import ConfigError, ProfileError, nearest
+from edgeopt.errors import ConfigError, ProfileError
 from edgeopt.quant.spec import TensorSpec
+from edgeopt.registry.kinds import RULES
+from edgeopt.registry.lookup import find_file
 
 SCHEMA_VERSION = 1
 
@@ -115,20 +116,27 @@ class RuleSet:
         return self.operators.get(operator, OperatorRule(Compute.FLOAT, note="no integer kernel"))
 
 
-def profiles_folder() -> Path:
-    return Path(str(resources.files("edgeopt.device_profiles")))
+def load_rules(name_or_path: str) -> RuleSet:
+    """Return a rule set by name, or one from a TOML file.
+
+    Raises:
+        ProfileError: For an unknown name (the nearest is suggested), or a file that does not fit.
+        PluginError: If a plug-in names no file.
+    """
+    path = find_file(RULES, name_or_path, error=ProfileError)
+    try:
+        written = path.stat().st_mtime_ns
+    except OSError as failure:
+        raise ProfileError(f"{path}: cannot be read: {failure.strerror or failure}") from None
+    return _read(path, written)
 
 
 @functools.cache
-def load_rules(name: str) -> RuleSet:
-    """Return a rule set by name.
-
-    Raises:
-        ProfileError: If there is none of that name, or it does not fit.
-    """
+def _read(path: Path, _written: int) -> RuleSet:
+    """Read a file once, and again after it was written again: passes ask for rules often."""
     from edgeopt.files import read_toml
 
-    known = sorted(path.stem for path in (profiles_folder() / "rules").glob("*.toml"))
-    if name not in known:
-        raise ProfileError(f"rule set {name!r} is not known{nearest(name, known)}")
-    return read_toml(profiles_folder() / "rules" / f"{name}.toml", RuleSet, error=ProfileError)
+    rules = read_toml(path, RuleSet, error=ProfileError)
+    if rules.schema != SCHEMA_VERSION:
+        raise ProfileError(f"{path}: schema {rules.schema}; this edgeopt reads {SCHEMA_VERSION}")
+    return rules

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from edgeopt.errors import ConfigError
+from edgeopt.errors import ConfigError, PluginError
 from edgeopt.models.from_factory import from_factory
 from edgeopt.models.loaded import LoadedModel
+from edgeopt.registry.kinds import MODELS
+from edgeopt.registry.lookup import find, names
 from edgeopt.userfile import split_spec
 
 FORMS = "zoo:NAME, FILE.py:FACTORY, hf:DIR, timm:NAME@WEIGHTS or FILE.pt2"
@@ -20,25 +22,20 @@ def load_model(spec: str) -> LoadedModel:
     - `hf:DIR?OPTIONS`: a Transformers folder, see `edgeopt.models.from_transformers`.
     - `timm:NAME?OPTIONS@WEIGHTS`: see `edgeopt.models.from_timm`.
     - `FILE.pt2`: a program that `torch.export.save` wrote, see `edgeopt.models.from_program`.
+    - `SOURCE:...`: what a plug-in's function of that name makes of it (`edgeopt.models`).
 
     Raises:
         ConfigError: If the form is not known.
         ModelError: If the model cannot be loaded, or its weights are not finite.
         DataError: If data that come with it are not what it takes.
+        PluginError: If a plug-in's source does not import, or returns no `LoadedModel`.
     """
-    kind, colon, rest = spec.partition(":")
-    if kind == "zoo" and colon:
-        from edgeopt.models import zoo
-
-        return zoo.load(rest)
-    if kind == "timm" and colon:
-        from edgeopt.models.from_timm import load_timm
-
-        return load_timm(spec)
-    if kind == "hf" and colon:
-        from edgeopt.models.from_transformers import load_transformers
-
-        return load_transformers(spec)
+    source, colon, _ = spec.partition(":")
+    if colon and source in names(MODELS):
+        loaded = find(MODELS, source).load()(spec)
+        if not isinstance(loaded, LoadedModel):
+            raise PluginError(f"{find(MODELS, source)}: returned {type(loaded).__name__}")
+        return loaded
     user = split_spec(spec)
     if user is not None:
         return from_factory(*user, spec)

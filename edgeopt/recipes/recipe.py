@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.pipeline.compiler_pass import Pass
+from edgeopt.registry.kinds import PASSES, RECIPES
+from edgeopt.registry.lookup import builtin, find, find_file
 
 SCHEMA_VERSION = 1
 
@@ -56,7 +56,7 @@ class Recipe:
         overrides = parse_settings(settings)
         present = {step.name for step in self.passes}
         for name in overrides:
-            by_name(name)
+            find(PASSES, name)
             if name not in present:
                 raise ConfigError(
                     f"--set {name}...: recipe {self.name} does not run {name}"
@@ -95,36 +95,21 @@ def parse_settings(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _folder() -> Path:
-    return Path(str(resources.files("edgeopt.recipes")))
-
-
-def _file(name: str) -> Path:
-    # a colon, as in 2:4, is no legal file name everywhere
-    return _folder() / f"{name.replace(':', '_')}.toml"
-
-
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the recipes that ship with edgeopt."""
-    return tuple(sorted(path.stem.replace("_", ":") for path in _folder().glob("*.toml")))
+    return tuple(sorted(entry.name for entry in builtin(RECIPES)))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Return a shipped recipe by name, or one from a TOML file.
+    """Return a recipe by name, or one from a TOML file.
 
     Raises:
         ConfigError: For an unknown name (the nearest is suggested), or a file that does not fit.
+        PluginError: If a plug-in names no file.
     """
     from edgeopt.files import read_toml
 
-    if name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-    else:
-        if name_or_path not in recipe_names():
-            raise ConfigError(
-                f"recipe {name_or_path!r} is not known{nearest(name_or_path, recipe_names())}"
-            )
-        path = _file(name_or_path)
+    path = find_file(RECIPES, name_or_path, error=ConfigError)
     recipe = read_toml(path, Recipe)
     if recipe.schema != SCHEMA_VERSION:
         raise ConfigError(f"{path}: schema {recipe.schema}; this edgeopt reads {SCHEMA_VERSION}")

@@ -284,12 +284,13 @@ class ExecuTorchSession:
 
 
 class ExecuTorchRunner:
-    """ExecuTorch's own runtime, with the backends that its wheel is built with."""
+    """ExecuTorch's own runtime, with the backends that its wheel is built with.
 
-    @property
-    def runtime(self) -> str:
-        """The name in profiles."""
-        return "executorch"
+    Attributes:
+        runtime: The name in profiles.
+    """
+
+    runtime: str = "executorch"
 
     def unavailable(self) -> str | None:
         """Return why it cannot run here, and how to install it, or None."""

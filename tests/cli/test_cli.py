@@ -15,6 +15,8 @@ import pydantic
 import pytest
 
 from edgeopt.cli import main, summary
+from edgeopt.cli.docstrings import options_of, summary_of
+from edgeopt.passes import shipped
 from edgeopt.results.reports import BuildReport
 from edgeopt.results.verdicts import Verdict
 
@@ -223,9 +225,27 @@ def test_a_pass_shows_its_options_with_defaults_and_meaning(
 
 def test_every_pass_option_has_a_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["passes", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    missing = [f"{p['name']}.{o['name']}" for p in found for o in p["options"] if not o["doc"]]
-    assert not missing
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert [p.name for p in shipped()] == names
+    options = [(p.name, o) for p in shipped() for o in options_of(p.config_type)]
+    assert not [f"{name}.{o.name}" for name, o in options if not o.doc]
+
+
+def test_the_listing_of_passes_is_read_from_their_source() -> None:
+    code = (
+        "import sys\n"
+        "from edgeopt.cli import main\n"
+        "assert main(['passes', '--json']) == 0\n"
+        "loaded = [m for m in sys.modules if m.startswith(('torch', 'edgeopt.passes'))]\n"
+        "print(loaded, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "[]"
+    by_source = {row["name"]: row for row in json.loads(ran.stdout)}
+    for pass_ in shipped():
+        row = by_source[pass_.name]
+        assert (row["stage"], row["effect"]) == (pass_.stage.name, pass_.effect.value)
+        assert row["summary"] == summary_of(pass_)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from edgeopt.contracts.contract import Contract
 from edgeopt.contracts.head_groups import HeadGroups
-from edgeopt.contracts.kinds import KINDS, from_json
+from edgeopt.contracts.kinds import from_json
 from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.contracts.quantized import Quantized
 from edgeopt.contracts.tied import Tied
@@ -23,6 +23,8 @@ from edgeopt.ir.edges import EdgeId
 from edgeopt.ir.editor import ProgramEditor
 from edgeopt.pipeline.state import ModelState
 from edgeopt.quant.spec import Granularity, TensorSpec
+from edgeopt.registry.kinds import CONTRACTS
+from edgeopt.registry.lookup import names
 from tests.small_models import QUANTIZE, context, normal, run, seeded
 
 INT8 = TensorSpec(narrow=True, granularity=Granularity.CHANNEL)
@@ -260,7 +262,7 @@ EXAMPLES: tuple[Contract, ...] = (
 
 
 def test_contracts_read_back_from_json() -> None:
-    assert {type(c) for c in EXAMPLES} == set(KINDS.values())
+    assert {c.kind for c in EXAMPLES} == set(names(CONTRACTS))
     rows = json.loads(json.dumps([c.to_json() for c in EXAMPLES]))
     assert from_json(rows) == EXAMPLES
     assert [next(iter(row)) for row in rows] == ["kind"] * len(rows)

@@ -39,6 +39,11 @@ def load(name: str) -> LoadedModel:
     return _language_model(entry) if entry.metric == "perplexity" else _classifier(entry)
 
 
+def load_spec(spec: str) -> LoadedModel:
+    """Load `zoo:NAME`; raises as `load` does."""
+    return load(spec.removeprefix("zoo:"))
+
+
 def _classifier(entry: ZooModel) -> LoadedModel:
     from edgeopt.artifacts.interface import Preprocessing
     from edgeopt.models.from_module import from_module

@@ -72,7 +72,7 @@ def allowed_by_target(step: Step) -> Iterator[Violation]:
     plan = step.state.plan
     if plan is None:
         return
-    rules = load_rules(plan.rules)
+    rules = load_rules(step.ctx.target.rules)
     for row in plan:
         if row.spec is None:
             continue
@@ -108,7 +108,7 @@ def bias_grid(step: Step) -> Iterator[Violation]:
 def accumulator(step: Step) -> Iterator[Violation]:
     """The accumulator cannot overflow: interval bound from the codes themselves."""
     plan = step.state.plan
-    rules = load_rules(plan.rules) if plan is not None else None
+    rules = load_rules(step.ctx.target.rules) if plan is not None else None
     for _, exported in step_programs(step):
         for node, activation, weight, codes, bias in weighted_operands(exported):
             zero = int(activation.params.zero_point.reshape(-1)[0])
