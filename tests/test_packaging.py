@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,17 @@ def test_imports_go_down_the_floors() -> None:
         if LEVEL[_room(found)] >= LEVEL[_room(module)]
     ]
     assert not upward
+
+
+def test_the_guide_tells_the_floors() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("## The floors")[2].partition("## Where something")[0]
+    told: list[list[str]] = []
+    for floor, room in re.findall(r"^\| *(\d*) *\| `(\w+)` \|", table, re.MULTILINE):
+        told += [[]] if floor else []
+        assert not floor or int(floor) == len(told)
+        told[-1].append(room)
+    assert told == [list(rooms) for rooms in FLOORS]
 
 
 def test_only_the_public_face_imports_upward() -> None:
