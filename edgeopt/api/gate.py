@@ -14,10 +14,12 @@ from edgeopt.api.gating.opening import open_sides
 from edgeopt.api.gating.side import Side
 from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, RuntimeUnavailable, nearest
-from edgeopt.limits.facts import ACCURACY, COUNTED, Facts, accuracy, attached, counted
+from edgeopt.limits.bounds import Bound, bounds
+from edgeopt.limits.facts import Facts, accuracy, attached, counted
 from edgeopt.limits.judge import Found, judge, verdict_of
-from edgeopt.limits.quantities import Bound, bounds
+from edgeopt.limits.quantities import Evidence, old_name_notes
 from edgeopt.limits.results import GateLimit, GateResult, combine
+from edgeopt.limits.written import read
 from edgeopt.progress import Progress, no_progress
 from edgeopt.results.measurements import Comparison, MemoryResult
 from edgeopt.results.verdicts import Verdict
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from edgeopt.runtime_tests.latency import Subject
     from edgeopt.runtime_tests.sequential import Looked, Ratio
 
-LATENCY = ("latency_p50", "latency_p99")
-MEMORY = "peak_memory"
 SHOWN_ONLY = "shown, never judged: {why}; gate the plain files to judge them for this machine"
 
 
@@ -36,7 +36,7 @@ class GateOptions:
     """How a gate judges.
 
     Attributes:
-        limits: Bounds in place of the default ones: `latency_p50<=1.1`.
+        limits: Bounds in place of the default ones: `latency_p50_ms<=1.1`.
         method: Only this method of the program, or None: all.
         artifact: Which artifact of both bundles, or None: the candidate's first.
         samples: Latency samples of each file in one look, or None: as the profile says, fewer
@@ -107,19 +107,17 @@ class _Gate:
         latency = self._latency(ours, theirs)
         rows: list[GateLimit] = []
         for bound in self._bounds:
-            name = bound.quantity.name
-            if name in LATENCY:
-                rows += [self._judged(bound, latency[m, name], m) for m in self._methods]
-            elif name == MEMORY:
-                rows.append(self._judged(bound, self._memory(bound)))
-            elif name in COUNTED:
-                rows.append(self._judged(bound, counted(bound.quantity, ours, theirs)))
-            else:
-                assert name in ACCURACY
-                rows += [
-                    self._judged(bound, accuracy(bound.quantity, m, ours, theirs), m)
-                    for m in self._methods
-                ]
+            for method in self._methods if bound.change.per_method else ("",):
+                match bound.change.evidence:
+                    case Evidence.LATENCY:
+                        row = latency[method, bound.quantity.name]
+                    case Evidence.MEMORY:
+                        row = self._memory(bound)
+                    case Evidence.COUNTED:
+                        row = counted(bound, ours, theirs)
+                    case Evidence.ACCURACY:
+                        row = accuracy(bound, method, ours, theirs)
+                rows.append(self._judged(bound, row, method))
         found = tuple(rows)
         return GateResult(
             verdict=combine(found),
@@ -132,7 +130,7 @@ class _Gate:
             seconds=time.monotonic() - started,
         )
 
-    def _judged(self, bound: Bound, found: Found, method: str = "") -> GateLimit:
+    def _judged(self, bound: Bound, found: Found, method: str) -> GateLimit:
         required = self._options.require_measured
         return judge(bound, found, method=method, require_measured=required)
 
@@ -149,7 +147,7 @@ class _Gate:
         return {wanted: known[wanted]}
 
     def _warnings(self) -> list[str]:
-        found = []
+        found = old_name_notes(read(text).name for text in self._options.limits)
         if self._identical:
             found.append("candidate and baseline are the same file, byte for byte")
         one, other = self._ours.artifact.precision, self._theirs.artifact.precision
@@ -167,10 +165,14 @@ class _Gate:
 
     def _latency(self, ours: Facts, theirs: Facts) -> dict[tuple[str, str], Found]:
         """Return what is known of each method's latency, for the bounds that speak of it."""
-        wanted = {b.quantity.name: b for b in self._bounds if b.quantity.name in LATENCY}
+        wanted = {
+            bound.quantity.name: bound
+            for bound in self._bounds
+            if bound.change.evidence is Evidence.LATENCY
+        }
         found: dict[tuple[str, str], Found] = {}
         for method, names in self._methods.items():
-            brought = {n: attached(n.rpartition("_")[2], method, ours, theirs) for n in wanted}
+            brought = {n: attached(bound, method, ours, theirs) for n, bound in wanted.items()}
             if any(brought.values()):
                 found |= {(method, n): f for n, f in brought.items() if f is not None}
             elif wanted:
@@ -365,7 +367,7 @@ def _latency_found(
         who: statistics.median(comparison.samples_ms[who]) for who in ("candidate", "baseline")
     }
     found = {
-        "latency_p50": Found(
+        "latency_p50_ms": Found(
             middles["baseline"],
             middles["candidate"],
             comparison.ratio,
@@ -373,13 +375,15 @@ def _latency_found(
             comparison.high,
             comparison.pace,
         ),
-        "latency_p99": Found(
+        "latency_p99_ms": Found(
             reason=f"a 99th percentile needs {TAIL_CALLS} calls, there are {comparison.pairs}; "
             "take more with --samples"
         ),
     }
     if tail is not None:
-        found["latency_p99"] = Found(tail.baseline, tail.candidate, tail.value, tail.low, tail.high)
+        found["latency_p99_ms"] = Found(
+            tail.baseline, tail.candidate, tail.value, tail.low, tail.high
+        )
     return {name: found[name] for name in names}
 
 

@@ -10,12 +10,10 @@ from typing import Any
 from edgeopt.artifacts.bundle import REPORT, REPORT_HTML, Bundle
 from edgeopt.errors import BundleError, CheckFailed, ProfileError
 from edgeopt.files import inside, to_json, write_text
+from edgeopt.limits.percentiles import PERCENTILES
 from edgeopt.results.measurements import LatencyResult, Measured
 from edgeopt.results.reports import BuildReport
 from edgeopt.results.verdicts import SCHEMA_VERSION, LimitResult, Verdict, combine
-
-# Limit -> which percentile of the latency it speaks of.
-_LATENCY_LIMITS = {"latency_p50_ms": "p50", "latency_p99_ms": "p99"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +115,12 @@ def _is_the_device(profile: str, device: str) -> tuple[bool, str]:
 
 
 def _judge(limit: LimitResult, latency: LatencyResult, *, trusted: bool, doubt: str) -> LimitResult:
-    point = _LATENCY_LIMITS.get(limit.name)
-    if point is None or (limit.artifact, limit.method) != (latency.artifact, latency.method):
+    percentile = PERCENTILES.get(limit.name)
+    if percentile is None or (limit.artifact, limit.method) != (latency.artifact, latency.method):
         return limit
     if not trusted:
         return dataclasses.replace(limit, value=None, verdict=Verdict.NOT_MEASURED, reason=doubt)
-    value: float = getattr(latency, point).value
+    value = percentile(latency).value
     low = -float("inf") if limit.minimum is None else limit.minimum
     high = float("inf") if limit.maximum is None else limit.maximum
     return dataclasses.replace(

@@ -162,11 +162,16 @@ def _show_pass(found: dict[str, Any]) -> None:
 
 def profiles(name: NameArgument = None, as_json: AsJson = False) -> int:
     """List the devices; with NAME, one in full."""
-    from edgeopt.cli.text import Table, show_json, show_table
+    from edgeopt.cli.text import Table, show_json, show_table, show_warning
     from edgeopt.devices.profile import load_profile, profile_names
+    from edgeopt.limits.limit import renamed
+    from edgeopt.limits.quantities import old_name_notes
     from edgeopt.registry.kinds import PROFILES
 
-    found = [load_profile(n) for n in ([name] if name is not None else profile_names())]
+    read = [load_profile(n) for n in ([name] if name is not None else profile_names())]
+    for note in old_name_notes(limit.name for profile in read for limit in profile.limits):
+        show_warning(note)
+    found = [dataclasses.replace(p, limits=tuple(map(renamed, p.limits))) for p in read]
     plugins = _plugin_rows(PROFILES) if name is None else []
     if as_json:
         show_json([*found, *plugins])
@@ -191,7 +196,6 @@ def _limits(profile: DeviceProfile) -> str:
 
 def _show_profile(profile: DeviceProfile) -> None:
     from edgeopt.cli.text import Table, show_line, show_table
-    from edgeopt.limits.limit import LIMITS
 
     show_line(f"{profile.name}  {profile.title}", "bold")
     show_line(
@@ -206,7 +210,7 @@ def _show_profile(profile: DeviceProfile) -> None:
     )
     heads = ("name", "as", "format", "runtime", "backend", "rules", "float type", "oldest runtime")
     show_table(Table("Targets", heads, targets))
-    limits = tuple((x.text, x.method, LIMITS[x.name][0], x.source) for x in profile.limits)
+    limits = tuple((x.text, x.method, x.quantity.unit, x.source) for x in profile.limits)
     show_table(Table("Limits", ("limit", "method", "unit", "why"), limits))
     if profile.sparsity is not None:
         s = profile.sparsity

@@ -1,4 +1,4 @@
-"""The regression gate: what is compared, how far it may move, and how a verdict is reached.
+"""Limits: the quantities that they speak of, absolute bounds, and how the gate judges a change.
 
 Plain judging: nothing here runs a file.
 """

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from edgeopt.limits.bounds import Bound
 from edgeopt.limits.judge import Found, change
-from edgeopt.limits.quantities import Quantity
+from edgeopt.limits.percentiles import PERCENTILES
 from edgeopt.results.measurements import AccuracyResult, LatencyResult, Percentile
 
-COUNTED = (
-    "size",
-    "macs",
-    "int8_macs",
-    "float_gemms",
-    "fused_attentions",
-    "partitions",
-    "delegated_share",
-)
-ACCURACY = ("drop", "agreement", "snr_db")
 SNR_CEILING_DB = 60.0
 """Above it float rounding is compared: at the outputs, nobody sees the difference."""
 SESSION_SPREAD = 0.02
@@ -33,7 +24,7 @@ class Facts:
     """What is known of one side.
 
     Attributes:
-        numbers: Quantity -> number, of `COUNTED`.
+        numbers: Quantity -> number, of those that are counted.
         hashes: SHA-256 of the artifact's files.
         missing: Quantity -> why there is none.
         accuracy: Method -> accuracy, from the build's report.
@@ -49,15 +40,14 @@ class Facts:
     origin: str = "report.json"
 
 
-def counted(quantity: Quantity, candidate: Facts, baseline: Facts) -> Found:
+def counted(bound: Bound, candidate: Facts, baseline: Facts) -> Found:
     """Compare a counted quantity."""
-    ours = candidate.numbers.get(quantity.name)
-    theirs = baseline.numbers.get(quantity.name)
+    name = bound.quantity.name
+    ours, theirs = candidate.numbers.get(name), baseline.numbers.get(name)
     if ours is None or theirs is None:
-        return Found(theirs, ours, reason=_why_missing(quantity.name, candidate, baseline))
-    return Found(
-        theirs, ours, change(quantity.kind, ours, theirs), origin=_origins(candidate, baseline)
-    )
+        return Found(theirs, ours, reason=_why_missing(name, candidate, baseline))
+    value = change(bound.change.kind, ours, theirs)
+    return Found(theirs, ours, value, origin=_origins(candidate, baseline))
 
 
 def _why_missing(name: str, candidate: Facts, baseline: Facts) -> str:
@@ -77,25 +67,66 @@ def _origins(candidate: Facts, baseline: Facts) -> str:
     return f"candidate: {candidate.origin}; baseline: {baseline.origin}"
 
 
-def accuracy(quantity: Quantity, method: str, candidate: Facts, baseline: Facts) -> Found:
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """How a quantity is read off what a build's report tells of its accuracy.
+
+    Attributes:
+        value: The figure, or None: there is none.
+        interval: Told the result and its figure: the figure's 95 % interval.
+        of_the_metric: It is in the metric's unit, and another metric's is not comparable.
+    """
+
+    value: Callable[[AccuracyResult], float | None]
+    interval: Callable[[AccuracyResult, float], tuple[float, float]]
+    of_the_metric: bool = False
+
+
+def _drop_interval(side: AccuracyResult, drop: float) -> tuple[float, float]:
+    low = drop if side.drop_low is None else side.drop_low
+    high = drop if side.drop_high is None else side.drop_high
+    return low, high
+
+
+def _agreement_interval(side: AccuracyResult, agreement: float) -> tuple[float, float]:
+    if not side.samples:
+        return agreement, agreement
+    low, high = wilson(agreement / 100, side.samples)
+    return 100 * low, 100 * high
+
+
+def _snr_below_the_ceiling(side: AccuracyResult) -> float | None:
+    return None if side.snr_db is None else min(side.snr_db, SNR_CEILING_DB)
+
+
+FIGURES: Mapping[str, Figure] = {
+    "drop": Figure(lambda side: side.drop, _drop_interval, of_the_metric=True),
+    "agreement": Figure(lambda side: side.agreement, _agreement_interval),
+    "snr_db": Figure(_snr_below_the_ceiling, lambda _side, snr: (snr, snr)),
+}
+
+
+def accuracy(bound: Bound, method: str, candidate: Facts, baseline: Facts) -> Found:
     """Compare an accuracy figure of the two builds' reports.
 
     The two were judged apart, each paired with its own float reference, so the interval of the
     difference takes their errors as independent: wider than a paired comparison would give.
     """
+    name = bound.quantity.name
+    figure = FIGURES[name]
     ours, theirs = candidate.accuracy.get(method), baseline.accuracy.get(method)
-    own, other = (_figure(quantity.name, side) for side in (ours, theirs))
+    own, other = (_value(figure, side) for side in (ours, theirs))
     if own is None or other is None or ours is None or theirs is None:
-        return Found(other, own, reason=_why_missing(quantity.name, candidate, baseline))
-    unit = ours.unit if quantity.name == "drop" else ""
-    if quantity.name == "drop" and (ours.metric, ours.unit) != (theirs.metric, theirs.unit):
+        return Found(other, own, reason=_why_missing(name, candidate, baseline))
+    unit = ours.unit if figure.of_the_metric else ""
+    if figure.of_the_metric and (ours.metric, ours.unit) != (theirs.metric, theirs.unit):
         reason = f"judged by {ours.metric} ({ours.unit}), not by {theirs.metric} ({theirs.unit})"
         return Found(other, own, reason=reason, unit=unit)
     value = own - other
     low = high = value
     if candidate.hashes != baseline.hashes:
         low, high = _difference_interval(
-            own, _interval(quantity.name, ours), other, _interval(quantity.name, theirs)
+            own, figure.interval(ours, own), other, figure.interval(theirs, other)
         )
     samples = f"{ours.samples} samples"
     if ours.samples != theirs.samples:
@@ -104,25 +135,9 @@ def accuracy(quantity: Quantity, method: str, candidate: Facts, baseline: Facts)
     return Found(other, own, value, low, high, origin=origin, unit=unit)
 
 
-def _figure(name: str, side: AccuracyResult | None) -> float | None:
-    value: float | None = None if side is None else getattr(side, name)
-    if value is None or math.isnan(value):
-        return None
-    return min(value, SNR_CEILING_DB) if name == "snr_db" else value
-
-
-def _interval(name: str, side: AccuracyResult) -> tuple[float, float]:
-    """Return the 95 % interval of one side's figure; the figure itself where there is none."""
-    if name == "drop" and side.drop is not None:
-        low = side.drop if side.drop_low is None else side.drop_low
-        high = side.drop if side.drop_high is None else side.drop_high
-        return low, high
-    if name == "agreement" and side.agreement is not None and side.samples:
-        low, high = wilson(side.agreement / 100, side.samples)
-        return 100 * low, 100 * high
-    value = _figure(name, side)
-    assert value is not None
-    return value, value
+def _value(figure: Figure, side: AccuracyResult | None) -> float | None:
+    value = None if side is None else figure.value(side)
+    return None if value is None or math.isnan(value) else value
 
 
 def wilson(share: float, samples: int) -> tuple[float, float]:
@@ -143,11 +158,11 @@ def _difference_interval(
     return value - down, value + up
 
 
-def attached(rank: str, method: str, candidate: Facts, baseline: Facts) -> Found | None:
+def attached(bound: Bound, method: str, candidate: Facts, baseline: Facts) -> Found | None:
     """Compare latencies that `report --attach` brought home, or return None where there are none.
 
     Args:
-        rank: `p50` or `p99`.
+        bound: Of a percentile of the latency.
         method: The program's method.
         candidate: The candidate's facts.
         baseline: The baseline's facts.
@@ -159,7 +174,8 @@ def attached(rank: str, method: str, candidate: Facts, baseline: Facts) -> Found
     ours, theirs = candidate.attached.get(method), baseline.attached.get(method)
     if ours is None or theirs is None:
         return None
-    own, other = (getattr(side, rank) for side in (ours, theirs))
+    percentile = PERCENTILES[bound.quantity.name]
+    own, other = percentile(ours), percentile(theirs)
     if not all(0 < p.low <= p.value <= p.high < math.inf for p in (own, other)):
         return Found(reason="an attached measurement holds times that cannot be")
     unlike = _unlike(ours, theirs)

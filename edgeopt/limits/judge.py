@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from edgeopt.limits.quantities import Bound, Kind, Rule, Sense
+from edgeopt.limits.bounds import Bound
+from edgeopt.limits.quantities import Kind, Rule, Sense
 from edgeopt.limits.results import GateLimit
 from edgeopt.results.verdicts import Pace, Verdict
 
@@ -82,13 +83,13 @@ def judge(
     open_ = verdict is Verdict.NOT_MEASURED
     undecided = open_ and found.gated and found.value is not None
     there = found.baseline is not None or found.candidate is not None
-    wanted = require_measured and (there or quantity.rule is Rule.MEASURED)
+    wanted = require_measured and (there or bound.change.rule is Rule.MEASURED)
     low = found.value if found.low is None else found.low
     high = found.value if found.high is None else found.high
     return GateLimit(
         name=quantity.name,
         method=method,
-        kind=quantity.kind,
+        kind=bound.change.kind,
         unit=found.unit or quantity.unit,
         baseline=found.baseline,
         candidate=found.candidate,
@@ -121,7 +122,7 @@ def verdict_of(bound: Bound, found: Found) -> tuple[Verdict, str]:
     ends = [sign * end for end in (found.low, found.high) if end is not None]
     value, limit = sign * found.value, sign * bound.limit
     low, high = min([*ends, value]), max([*ends, value])
-    rule = bound.quantity.rule
+    rule = bound.change.rule
     if rule is Rule.MEASURED:
         return _measured(found, value, low, high, limit)
     if value <= limit + _ROUNDING:

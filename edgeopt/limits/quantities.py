@@ -1,16 +1,12 @@
-"""What a gate compares, and how far each quantity may move: the table of default limits."""
+"""The quantities that a limit may speak of: one table for `build`, profiles and the gate."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from edgeopt.errors import ConfigError, nearest
-
-DEFAULT = "default"
-COMMAND_LINE = "command line"
 
 
 class Kind(enum.Enum):
@@ -44,224 +40,248 @@ class Rule(enum.Enum):
     SAMPLED = "sampled"
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantity:
-    """One thing that a gate compares.
+class Evidence(enum.Enum):
+    """Where a gate finds the two numbers that it compares.
 
     Attributes:
-        name: As on the command line.
+        LATENCY: Both files timed here by turns, or on the device and attached.
+        MEMORY: Processes that load and run one file each.
+        COUNTED: The builds' reports, or the files themselves.
+        ACCURACY: What the builds' reports tell of a method's answers.
+    """
+
+    LATENCY = "latency"
+    MEMORY = "memory"
+    COUNTED = "counted"
+    ACCURACY = "accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """How the gate compares a quantity of two builds.
+
+    Attributes:
         kind: Ratio or difference.
-        sense: Which side is good.
         default: The bound where none is given, or None: compared only where asked for.
-        unit: Of the two numbers.
         rule: How the value is judged.
+        evidence: Where the two numbers are found.
         per_method: Whether each method has its own.
+        about: What is compared, where that is more than the quantity's own words.
+    """
+
+    kind: Kind
+    default: float | None
+    rule: Rule
+    evidence: Evidence
+    per_method: bool = False
+    about: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """One thing that limits speak of.
+
+    `build` and profiles bound the number itself, from either side: a floor under `partitions` says
+    that the accelerator takes anything at all. The gate bounds its change, and only against a
+    change for the worse.
+
+    Attributes:
+        name: As on the command line, in profiles and in results.
+        unit: Of the number.
+        sense: Which side is good: less or more.
         about: What it is.
+        change: How the gate compares it, or None: it does not.
+        not_compared: Why it does not, and what to write in its place.
     """
 
     name: str
-    kind: Kind
-    sense: Sense
-    default: float | None
     unit: str
-    rule: Rule
-    per_method: bool
+    sense: Sense
     about: str
-
-
-def _ratio(
-    name: str, default: float | None, unit: str, rule: Rule, about: str, *, per_method: bool = False
-) -> Quantity:
-    return Quantity(name, Kind.RATIO, Sense.AT_MOST, default, unit, rule, per_method, about)
-
-
-def _difference(
-    name: str,
-    sense: Sense,
-    default: float,
-    unit: str,
-    about: str,
-    *,
-    rule: Rule = Rule.EXACT,
-    per_method: bool = False,
-) -> Quantity:
-    return Quantity(name, Kind.DIFFERENCE, sense, default, unit, rule, per_method, about)
+    change: Change | None
+    not_compared: str = ""
 
 
 QUANTITIES: Mapping[str, Quantity] = {
     q.name: q
     for q in (
-        _ratio(
-            "latency_p50",
-            1.05,
+        Quantity(
+            "latency_p50_ms",
             "ms",
-            Rule.MEASURED,
-            "median latency, interleaved on this machine; or attached from the same device",
-            per_method=True,
+            Sense.AT_MOST,
+            "median latency of one call, measured on the device",
+            Change(
+                Kind.RATIO,
+                1.05,
+                Rule.MEASURED,
+                Evidence.LATENCY,
+                per_method=True,
+                about="median latency, interleaved on this machine; "
+                "or attached from the same device",
+            ),
         ),
-        _ratio(
-            "latency_p99",
-            None,
+        Quantity(
+            "latency_p99_ms",
             "ms",
-            Rule.MEASURED,
-            "99th percentile of the latency; needs 500 calls or more",
-            per_method=True,
+            Sense.AT_MOST,
+            "99th percentile of the latency, measured on the device",
+            Change(
+                Kind.RATIO,
+                None,
+                Rule.MEASURED,
+                Evidence.LATENCY,
+                per_method=True,
+                about="99th percentile of the latency; needs 500 calls or more",
+            ),
         ),
-        _ratio(
-            "peak_memory",
-            1.10,
+        Quantity(
+            "speedup",
+            "ratio",
+            Sense.AT_LEAST,
+            "float latency over quantized latency, interleaved, same runtime",
+            change=None,
+            not_compared="candidate and baseline are timed against each other, not each against "
+            "its own float file; write latency_p50_ms<=NUMBER",
+        ),
+        Quantity(
+            "peak_memory_mb",
             "MB",
-            Rule.MEASURED,
-            "what loading and running the file adds to a process, at its peak",
+            Sense.AT_MOST,
+            "peak resident set of a process that loads and runs the file",
+            Change(
+                Kind.RATIO,
+                1.10,
+                Rule.MEASURED,
+                Evidence.MEMORY,
+                about="what loading and running the file adds to a process, at its peak",
+            ),
         ),
-        _ratio("size", 1.02, "MB", Rule.EXACT, "size of what a runtime loads, 10^6 bytes"),
-        _ratio("macs", 1.01, "count", Rule.EXACT, "multiply-accumulates of one call"),
-        _difference(
+        Quantity(
+            "size_mb",
+            "MB",
+            Sense.AT_MOST,
+            "size of the target's model file, 10^6 bytes",
+            Change(
+                Kind.RATIO,
+                1.02,
+                Rule.EXACT,
+                Evidence.COUNTED,
+                about="size of what a runtime loads, 10^6 bytes",
+            ),
+        ),
+        Quantity(
+            "macs",
+            "count",
+            Sense.AT_MOST,
+            "multiply-accumulates of one call",
+            Change(Kind.RATIO, 1.01, Rule.EXACT, Evidence.COUNTED),
+        ),
+        Quantity(
             "int8_macs",
-            Sense.AT_LEAST,
-            -0.01,
             "share",
+            Sense.AT_LEAST,
             "share of the multiply-accumulates that run in INT8",
+            Change(Kind.DIFFERENCE, -0.01, Rule.EXACT, Evidence.COUNTED),
         ),
-        _difference(
+        Quantity(
             "float_gemms",
-            Sense.AT_MOST,
-            0,
             "count",
+            Sense.AT_MOST,
             "weighted operators (convolutions, linears) that stay float",
+            Change(Kind.DIFFERENCE, 0, Rule.EXACT, Evidence.COUNTED),
         ),
-        _difference(
+        Quantity(
             "fused_attentions",
-            Sense.AT_LEAST,
-            0,
             "count",
-            "attentions that the compiler made one kernel of",
+            Sense.AT_LEAST,
+            "attentions that the device's compiler made one kernel of",
+            Change(Kind.DIFFERENCE, 0, Rule.EXACT, Evidence.COUNTED),
         ),
-        _difference(
+        Quantity(
             "partitions",
-            Sense.AT_MOST,
-            0,
             "count",
-            "pieces that the delegate got; each border costs a hand-over",
-        ),
-        _difference(
-            "delegated_share",
-            Sense.AT_LEAST,
-            -0.01,
-            "share",
-            "share of the work that the delegate took",
-        ),
-        _difference(
-            "drop",
             Sense.AT_MOST,
-            0.5,
+            "pieces of the program that the accelerator or delegate takes",
+            Change(
+                Kind.DIFFERENCE,
+                0,
+                Rule.EXACT,
+                Evidence.COUNTED,
+                about="pieces that the delegate got; each border costs a hand-over",
+            ),
+        ),
+        Quantity(
+            "delegated_share",
+            "share",
+            Sense.AT_LEAST,
+            "share of the operators that the accelerator or delegate takes",
+            Change(Kind.DIFFERENCE, -0.01, Rule.EXACT, Evidence.COUNTED),
+        ),
+        Quantity(
+            "drop",
             "metric units",
+            Sense.AT_MOST,
             "loss of the task metric against the float model, in its own units",
-            rule=Rule.SAMPLED,
-            per_method=True,
+            Change(Kind.DIFFERENCE, 0.5, Rule.SAMPLED, Evidence.ACCURACY, per_method=True),
         ),
-        _difference(
+        Quantity(
             "agreement",
-            Sense.AT_LEAST,
-            -1.0,
             "%",
-            "share of samples whose answer equals the float model's",
-            rule=Rule.SAMPLED,
-            per_method=True,
-        ),
-        _difference(
-            "snr_db",
             Sense.AT_LEAST,
-            -1.0,
+            "share of samples whose answer equals the float model's",
+            Change(Kind.DIFFERENCE, -1.0, Rule.SAMPLED, Evidence.ACCURACY, per_method=True),
+        ),
+        Quantity(
+            "snr_db",
             "dB",
-            "signal-to-noise ratio of the outputs against the float model, 60 dB at most",
-            per_method=True,
+            Sense.AT_LEAST,
+            "signal-to-noise ratio of the outputs against the float model",
+            Change(
+                Kind.DIFFERENCE,
+                -1.0,
+                Rule.EXACT,
+                Evidence.ACCURACY,
+                per_method=True,
+                about="signal-to-noise ratio of the outputs against the float model, 60 dB at most",
+            ),
         ),
     )
 }
 
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """A quantity with the bound that a gate uses.
-
-    Attributes:
-        quantity: What is compared.
-        limit: The bound; infinite: shown, and never fails.
-        source: `default` or `command line`.
-    """
-
-    quantity: Quantity
-    limit: float
-    source: str = DEFAULT
-
-    @property
-    def asked_for(self) -> bool:
-        """Whether a user named it."""
-        return self.source == COMMAND_LINE
-
-    @property
-    def text(self) -> str:
-        """The bound as people write it: `size<=1.02`."""
-        return f"{self.quantity.name}{self.quantity.sense.value}{self.limit:g}"
-
-    @staticmethod
-    def parse(text: str) -> Bound:
-        """Read `latency_p50<=1.1` or `int8_macs>=-0.02`.
-
-        Raises:
-            ConfigError: For any other form, an unknown name, the wrong direction, or a number that
-                cannot be meant.
-        """
-        for sign in ("<=", ">="):
-            name, found, number = text.partition(sign)
-            if found:
-                return _checked(text, name.strip(), Sense(sign), number)
-        raise ConfigError(f"a limit is NAME<=NUMBER or NAME>=NUMBER, not {text!r}")
+OLD_NAMES: Mapping[str, str] = {
+    "latency_p50": "latency_p50_ms",
+    "latency_p99": "latency_p99_ms",
+    "peak_memory": "peak_memory_mb",
+    "size": "size_mb",
+}
+"""Names that the gate once had for itself -> today's; read wherever a user may write a name."""
 
 
-def _checked(text: str, name: str, sense: Sense, number: str) -> Bound:
-    if name not in QUANTITIES:
-        raise ConfigError(f"limit {name!r} is not known{nearest(name, QUANTITIES)}")
-    quantity = QUANTITIES[name]
-    if sense is not quantity.sense:
-        better = "less" if quantity.sense is Sense.AT_MOST else "more"
-        raise ConfigError(
-            f"limit {text!r}: {better} {name} is better; write {name}{quantity.sense.value}NUMBER"
-        )
-    try:
-        value = float(number)
-    except ValueError:
-        raise ConfigError(f"limit {text!r}: {number!r} is not a number") from None
-    good = math.inf if sense is Sense.AT_MOST else -math.inf
-    if math.isnan(value) or (math.isinf(value) and value != good):
-        raise ConfigError(f"limit {text!r}: {number!r} cannot be a bound")
-    if quantity.kind is Kind.RATIO and value <= 0:
-        raise ConfigError(
-            f"limit {text!r}: {name} is judged as candidate / baseline, which is above 0"
-        )
-    return Bound(quantity, value, COMMAND_LINE)
+def compared(evidence: Evidence) -> tuple[str, ...]:
+    """Return the names of what a gate compares by this evidence."""
+    return tuple(
+        q.name
+        for q in QUANTITIES.values()
+        if q.change is not None and q.change.evidence is evidence
+    )
 
 
-def bounds(given: Sequence[str] = ()) -> tuple[Bound, ...]:
-    """Return the default bounds, those of the command line in their place, in the table's order.
-
-    Args:
-        given: As on the command line: `latency_p50<=1.1`.
+def known(name: str) -> Quantity:
+    """Return a quantity by its name, or by an old one.
 
     Raises:
-        ConfigError: If one cannot be read, or a name is given twice.
+        ConfigError: If there is none; the nearest name is suggested.
     """
-    own: dict[str, Bound] = {}
-    for bound in (Bound.parse(text) for text in given):
-        name = bound.quantity.name
-        if name in own:
-            raise ConfigError(f"limit {name} is given twice: {own[name].text} and {bound.text}")
-        own[name] = bound
-    found = []
-    for name, quantity in QUANTITIES.items():
-        if name in own:
-            found.append(own[name])
-        elif quantity.default is not None:
-            found.append(Bound(quantity, quantity.default))
-    return tuple(found)
+    quantity = QUANTITIES.get(OLD_NAMES.get(name, name))
+    if quantity is None:
+        raise ConfigError(f"limit {name!r} is not known{nearest(name, QUANTITIES)}")
+    return quantity
+
+
+def old_name_notes(names: Iterable[str]) -> list[str]:
+    """Return what to tell a user of the old names among those that they wrote, each once."""
+    return [
+        f"limit {name!r} is called {OLD_NAMES[name]!r} now"
+        for name in dict.fromkeys(names)
+        if name in OLD_NAMES
+    ]

@@ -16,7 +16,9 @@ class GateLimit:
     """One quantity of the candidate against the baseline's.
 
     Attributes:
-        name: As in `edgeopt.limits.quantities.QUANTITIES`.
+        name: `latency_p50_ms`, `latency_p99_ms`, `peak_memory_mb`, `size_mb`, `macs`, `int8_macs`,
+            `float_gemms`, `fused_attentions`, `partitions`, `delegated_share`, `drop`, `agreement`
+            or `snr_db`: as in `edgeopt.limits.quantities.QUANTITIES`.
         method: The program's method, or empty: of the whole file.
         kind: What `value` is: candidate / baseline, or candidate - baseline.
         unit: Of `baseline` and `candidate`; of `value` too where it is a difference.

@@ -7,7 +7,7 @@ from edgeopt.limits.results import GateLimit
 
 
 def title(row: GateLimit) -> str:
-    """Return what the row is of: `latency_p50`, with the method where it is not `forward`."""
+    """Return what the row is of: `latency_p50_ms`, with the method where it is not `forward`."""
     return row.name if row.method in ("", "forward") else f"{row.name} ({row.method})"
 
 

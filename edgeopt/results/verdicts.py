@@ -34,7 +34,7 @@ class LimitResult:
     """A limit and how it came out.
 
     Attributes:
-        name: As in `edgeopt.limits.limit.LIMITS`.
+        name: As in `edgeopt.limits.quantities.QUANTITIES`.
         artifact: Which artifact it speaks of.
         unit: The value's unit.
         value: What was found, or None.

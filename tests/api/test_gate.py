@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from edgeopt.api.gate import GateOptions, run_gate
+from edgeopt.api.gating.facts import facts_of
+from edgeopt.api.gating.opening import open_sides
 from edgeopt.cli import main
 from edgeopt.errors import BundleError, CheckFailed, ConfigError, EdgeOptError
-from edgeopt.limits.quantities import QUANTITIES
+from edgeopt.limits.quantities import QUANTITIES, Evidence, compared
 from edgeopt.limits.results import GateLimit, GateResult
 from edgeopt.results.measurements import MemoryResult
 from edgeopt.results.verdicts import Pace, Verdict
@@ -53,7 +55,7 @@ def test_a_bundle_against_itself_passes_with_the_noise_measured(tmp_path: Path) 
     result = run_gate(bundle, bundle, QUICK)
     assert result.verdict is PASS
     found = rows(result)
-    assert set(found) == set(QUANTITIES) - {"latency_p99"}
+    assert set(found) == set(QUANTITIES) - {"latency_p99_ms", "speedup"}
     assert {r.verdict for r in found.values()} == {PASS, OPEN}
     missing = {name for name, r in found.items() if r.verdict is OPEN}
     assert missing == {"fused_attentions", "partitions", "delegated_share"}
@@ -61,7 +63,7 @@ def test_a_bundle_against_itself_passes_with_the_noise_measured(tmp_path: Path) 
     assert comparison.noise > 0
     assert comparison.pairs == 10
     assert len(comparison.samples_ms["candidate"]) == 10
-    timed, memory = found["latency_p50"], found["peak_memory"]
+    timed, memory = found["latency_p50_ms"], found["peak_memory_mb"]
     assert timed.value is not None
     assert timed.low is not None
     assert timed.low <= timed.value
@@ -83,21 +85,21 @@ def test_a_much_slower_file_fails_and_a_faster_one_passes(
     assert main([*words, "--junit", str(junit)]) == 1
     data = json.loads(capsys.readouterr().out)
     found = {row["name"]: row for row in data["limits"]}
-    timed = found["latency_p50"]
+    timed = found["latency_p50_ms"]
     assert (timed["verdict"], timed["comparison"]) == ("fail", "slower")
     assert 1.05 < timed["low"] < timed["value"] < timed["high"]
     assert timed["candidate"] > timed["baseline"] > 0
     assert (found["macs"]["value"], found["macs"]["verdict"]) == (40.0, "fail")
-    assert (found["size"]["verdict"], found["float_gemms"]["value"]) == ("pass", 0.0)
+    assert (found["size_mb"]["verdict"], found["float_gemms"]["value"]) == ("pass", 0.0)
     assert found["drop"]["verdict"] == "not measured"
     assert "a file does not tell its accuracy" in found["drop"]["reason"]
     assert not found["drop"]["required"]
     assert data["comparisons"][0]["candidate"] == slow.as_posix()
-    assert '<testcase name="latency_p50"' in junit.read_text(encoding="utf-8")
+    assert '<testcase name="latency_p50_ms"' in junit.read_text(encoding="utf-8")
 
     back = run_gate(fast, slow, GateOptions(samples=30))
-    assert rows(back)["latency_p50"].verdict is PASS
-    assert rows(back)["latency_p50"].comparison is Pace.FASTER
+    assert rows(back)["latency_p50_ms"].verdict is PASS
+    assert rows(back)["latency_p50_ms"].comparison is Pace.FASTER
     assert back.verdict is PASS
 
 
@@ -123,27 +125,27 @@ def test_the_interval_decides_and_asks_for_more_samples(
     )
     monkeypatch.setattr("edgeopt.runtime_tests.latency.machine_noise", lambda *_a, **_m: 0.01)
     one, other = products(tmp_path / "a.onnx"), products(tmp_path / "b.onnx", doc="other bytes")
-    result = run_gate(one, other, GateOptions(samples=10, limits=("size<=inf",)))
-    timed = rows(result)["latency_p50"]
+    result = run_gate(one, other, GateOptions(samples=10, limits=("size_mb<=inf",)))
+    timed = rows(result)["latency_p50_ms"]
     assert timed.verdict is verdict
     assert (timed.value, timed.low, timed.high) == interval
     assert result.comparisons[0].pairs == looks * 10
-    words = ["--samples", "10", "--limit", "size<=inf"]
+    words = ["--samples", "10", "--limit", "size_mb<=inf"]
     assert main(["gate", str(one), "--baseline", str(other), *words]) == code
 
 
 @pytest.mark.usefixtures("still")
 def test_a_tail_is_judged_where_it_is_asked_for(tmp_path: Path) -> None:
     file = products(tmp_path / "a.onnx")
-    few = run_gate(file, file, GateOptions(samples=10, limits=("latency_p99<=5",)))
+    few = run_gate(file, file, GateOptions(samples=10, limits=("latency_p99_ms<=5",)))
     assert few.verdict is OPEN
-    assert rows(few)["latency_p99"].reason.startswith("a 99th percentile needs 500 calls")
-    many = run_gate(file, file, GateOptions(samples=500, limits=("latency_p99<=5",)))
-    tail = rows(many)["latency_p99"]
+    assert rows(few)["latency_p99_ms"].reason.startswith("a 99th percentile needs 500 calls")
+    many = run_gate(file, file, GateOptions(samples=500, limits=("latency_p99_ms<=5",)))
+    tail = rows(many)["latency_p99_ms"]
     assert many.verdict is PASS
     assert tail.value is not None
     assert tail.baseline is not None
-    assert tail.baseline >= (rows(many)["latency_p50"].baseline or 0)
+    assert tail.baseline >= (rows(many)["latency_p50_ms"].baseline or 0)
 
 
 @pytest.mark.usefixtures("still")
@@ -152,17 +154,17 @@ def test_a_stand_in_is_shown_and_never_judged(tmp_path: Path) -> None:
     slow = dataclasses.replace(stand_in, count=400)
     result = pair(tmp_path, slow, stand_in)
     found = rows(result)
-    for name in ("latency_p50", "peak_memory"):
+    for name in ("latency_p50_ms", "peak_memory_mb"):
         row = found[name]
         assert row.verdict is OPEN
         assert row.value is not None
         assert not row.required
         assert "this machine is not the device (NVIDIA Jetson AGX Orin" in row.reason
-    assert found["latency_p50"].comparison is Pace.SLOWER
+    assert found["latency_p50_ms"].comparison is Pace.SLOWER
     asked = run_gate(
-        tmp_path / "new", tmp_path / "old", GateOptions(samples=10, limits=("latency_p50<=1.5",))
+        tmp_path / "new", tmp_path / "old", GateOptions(samples=10, limits=("latency_p50_ms<=1.5",))
     )
-    assert rows(asked)["latency_p50"].required
+    assert rows(asked)["latency_p50_ms"].required
     assert result.verdict is FAIL  # by its MACs
     assert rows(result)["macs"].verdict is FAIL
 
@@ -176,7 +178,7 @@ def test_a_profile_of_the_users_own_is_judged_where_its_build_measured(
         profile="my_board", latency=(latency("main", 1.0, machine=HERE, stand_in=not at_home),)
     )
     result = pair(tmp_path, own, own)
-    row = rows(result)["latency_p50"]
+    row = rows(result)["latency_p50_ms"]
     assert row.verdict is (PASS if at_home else OPEN)
     assert ("'my_board' is not at hand" in row.reason) is not at_home
 
@@ -187,14 +189,14 @@ def test_a_profile_of_the_users_own_is_judged_where_its_build_measured(
 def test_a_tensorrt_file_is_not_timed_here(tmp_path: Path) -> None:
     result = pair(tmp_path, TENSORRT, TENSORRT)
     found = rows(result)
-    assert "report BUNDLE --attach" in found["latency_p50"].reason
-    assert "nothing on this machine shows the memory" in found["peak_memory"].reason
+    assert "report BUNDLE --attach" in found["latency_p50_ms"].reason
+    assert "nothing on this machine shows the memory" in found["peak_memory_mb"].reason
     assert result.verdict is PASS
     assert not result.comparisons
     strict = run_gate(tmp_path / "new", tmp_path / "old", GateOptions(require_measured=True))
     assert strict.verdict is OPEN
     required = {row.name for row in strict.limits if row.required}
-    assert {"latency_p50", "peak_memory", "drop", "size"} <= required
+    assert {"latency_p50_ms", "peak_memory_mb", "drop", "size_mb"} <= required
     assert "partitions" not in required  # neither side tells it
 
 
@@ -204,8 +206,8 @@ def test_attached_measurements_are_judged(
 ) -> None:
     new = dataclasses.replace(TENSORRT, latency=(latency("main", milliseconds),), doc="new")
     old = dataclasses.replace(TENSORRT, latency=(latency("main", 1.0),))
-    result = pair(tmp_path, new, old, limits=("size<=inf",))
-    row = rows(result)["latency_p50"]
+    result = pair(tmp_path, new, old, limits=("size_mb<=inf",))
+    row = rows(result)["latency_p50_ms"]
     assert row.verdict is verdict
     assert row.value == pytest.approx(milliseconds)
     assert row.comparison is None  # not measured in pairs
@@ -216,7 +218,7 @@ def test_attached_measurements_are_judged(
 def test_a_measurement_of_another_device_is_no_attached_one(tmp_path: Path) -> None:
     new = dataclasses.replace(TENSORRT, latency=(latency("main", 1.0, stand_in=True),))
     result = pair(tmp_path, new, dataclasses.replace(TENSORRT, latency=(latency("main", 1.0),)))
-    assert rows(result)["latency_p50"].value is None
+    assert rows(result)["latency_p50_ms"].value is None
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_each_number_of_a_report_is_judged(
     told = {"fused_attentions": 4, "partitions": 1, "delegated_share": 0.9}
     old = dataclasses.replace(TENSORRT, compile=told)
     new = dataclasses.replace(old, doc="new", **changes)
-    result = pair(tmp_path, new, old, limits=("size<=inf",))
+    result = pair(tmp_path, new, old, limits=("size_mb<=inf",))
     row = rows(result)[name]
     assert row.verdict is verdict
     if verdict is OPEN:
@@ -255,6 +257,31 @@ def test_each_number_of_a_report_is_judged(
         assert result.verdict is OPEN
     else:
         assert "report.json" in row.origin
+
+
+@pytest.mark.parametrize("report", [True, False], ids=["report", "file"])
+def test_each_counted_or_judged_quantity_is_there_or_its_absence_has_a_reason(
+    report: bool, tmp_path: Path
+) -> None:
+    bundle = Small(report=report).write(tmp_path / "b")
+    side, _ = open_sides(bundle, bundle, None)
+    facts = facts_of(side, from_file=not report)
+    wanted = {*compared(Evidence.COUNTED), *compared(Evidence.ACCURACY)}
+    assert {*facts.numbers, *facts.missing} == wanted
+    assert not set(facts.numbers) & set(facts.missing)
+
+
+@pytest.mark.usefixtures("still")
+def test_an_old_name_is_judged_under_todays_with_one_note(tmp_path: Path) -> None:
+    limits = ("latency_p50<=1.5", "size<=inf")
+    result = pair(tmp_path, TENSORRT, TENSORRT, limits=limits)
+    found = rows(result)
+    assert (found["latency_p50_ms"].limit, found["size_mb"].limit) == (1.5, None)
+    assert not {"latency_p50", "size"} & set(found)
+    assert [w for w in result.warnings if "is called" in w] == [
+        "limit 'latency_p50' is called 'latency_p50_ms' now",
+        "limit 'size' is called 'size_mb' now",
+    ]
 
 
 @pytest.mark.usefixtures("still")

@@ -154,7 +154,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         (["bench", "nowhere.onnx", "--threads", "9999"], "--threads 9999: this machine has"),
         (["gate", "nowhere"], "--baseline"),
         (["gate", "nowhere", "--baseline", "elsewhere"], "nowhere"),
-        (["gate", "nowhere", "--baseline", "elsewhere", "--limit", "sise<=1"], "'size'"),
+        (["gate", "nowhere", "--baseline", "elsewhere", "--limit", "sise<=1"], "'size_mb'"),
         (["gate", "nowhere", "--baseline", "elsewhere", "--samples", "0"], "--samples"),
         (["assets", "nowhere"], "--platform"),
         (["assets", "nowhere", "--platform", "ios"], "nowhere"),
@@ -210,6 +210,25 @@ def test_catalogues_print_text_and_json(
     rows = json.loads(capsys.readouterr().out)
     assert rows
     assert all("name" in row for row in rows)
+
+
+def test_a_profiles_old_limit_name_is_shown_as_todays_with_one_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    limit = '[[limits]]\nname = "size"\n{} = 4.0\nsource = "ours"\n'
+    target = '[[targets]]\nname = "t"\nformat = "onnx"\nruntime = "r"\nrules = "tensorrt"\n'
+    head = 'name = "mine"\ntitle = "Mine"\ndefault_recipe = "int8"\n'
+    path.write_text(head + target + limit.format("maximum") + limit.format("minimum"))
+    assert main(["profiles", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert "size_mb<=4" in out
+    assert "size<=4" not in out
+    assert err == "warning: limit 'size' is called 'size_mb' now\n"
+    assert main(["profiles", str(path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [limit["name"] for limit in json.loads(out)[0]["limits"]] == ["size_mb"] * 2
+    assert err.count("\n") == 1
 
 
 def test_a_pass_shows_its_options_with_defaults_and_meaning(

@@ -44,7 +44,7 @@ def test_exit_codes(verdict: Verdict, code: int, monkeypatch: pytest.MonkeyPatch
 
 def test_the_options_are_passed_on(gated: list[Any]) -> None:
     words = (
-        "gate new --baseline old --limit size<=1.5 --limit drop<=2 --method decode "
+        "gate new --baseline old --limit size_mb<=1.5 --limit drop<=2 --method decode "
         "--artifact onnxruntime --samples 40 --require-measured"
     )
     assert main(words.split()) == 1
@@ -52,7 +52,7 @@ def test_the_options_are_passed_on(gated: list[Any]) -> None:
         (
             Path("new"),
             Path("old"),
-            GateOptions(("size<=1.5", "drop<=2"), "decode", "onnxruntime", 40, True),
+            GateOptions(("size_mb<=1.5", "drop<=2"), "decode", "onnxruntime", 40, True),
         )
     ]
 

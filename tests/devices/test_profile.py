@@ -18,7 +18,8 @@ from edgeopt.devices.profile import (
 )
 from edgeopt.devices.rules import Compute, OperatorRule, load_rules
 from edgeopt.errors import ConfigError, ProfileError
-from edgeopt.limits.limit import LIMITS, Limit
+from edgeopt.limits.limit import Limit
+from edgeopt.limits.quantities import old_name_notes
 from edgeopt.passes import by_name
 from edgeopt.quant.spec import Granularity
 from edgeopt.recipes.recipe import recipe_names
@@ -126,6 +127,15 @@ def test_a_profile_of_ones_own_is_read(tmp_path: Path) -> None:
     assert profile.low_rank == LowRankRule(8, 0, 0.0, "edgeopt's own default")
 
 
+def test_a_limit_of_an_old_name_is_read(tmp_path: Path) -> None:
+    profile = load(tmp_path, GOOD.replace('name = "drop"', 'name = "latency_p50"'))
+    assert [limit.text for limit in profile.limits] == ["latency_p50_ms<=1"]
+
+
+def test_no_profile_that_ships_has_an_old_name(profile: DeviceProfile) -> None:
+    assert not old_name_notes(limit.name for limit in profile.limits)
+
+
 BAD = {
     "an unknown key": ("title =", "titel =", "unknown key 'titel' (did you mean 'title'?)"),
     "an unknown key of a target": (
@@ -147,6 +157,11 @@ BAD = {
         "maximum = 1.0",
         "",
         "limit drop: give either maximum or minimum",
+    ),
+    "a limit that is no number": (
+        "maximum = 1.0",
+        "maximum = nan",
+        "limit 'drop<=nan': 'nan' is not a number",
     ),
     "a limit with two bounds": (
         "maximum = 1.0",
@@ -206,41 +221,7 @@ def test_an_unknown_profile_is_refused_with_the_nearest() -> None:
         load_profile("nowhere.toml")
 
 
-# --- limits, rules, protocols --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "limit"),
-    [
-        ("drop<=1", Limit("drop", maximum=1.0, source="command line")),
-        ("speedup >= 1.6", Limit("speedup", minimum=1.6, source="command line")),
-        ("drop<=-0.5", Limit("drop", maximum=-0.5, source="command line")),
-    ],
-)
-def test_a_limit_is_read_from_the_command_line(text: str, limit: Limit) -> None:
-    assert Limit.parse(text) == limit
-    assert Limit.parse(limit.text).text == limit.text
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("drop", "a limit is NAME<=NUMBER or NAME>=NUMBER, not 'drop'"),
-        ("drop<1", "a limit is NAME<=NUMBER or NAME>=NUMBER, not 'drop<1'"),
-        ("drop<=one", "limit 'drop<=one': 'one' is not a number"),
-        ("drop<=nan", "limit 'drop<=nan': 'nan' is not a number"),
-        ("drop<=1<=2", "limit 'drop<=1<=2': '1<=2' is not a number"),
-        ("latency<=1", "limit 'latency' is not known (did you mean"),
-    ],
-)
-def test_a_limit_that_cannot_be_meant_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        Limit.parse(text)
-    assert str(caught.value).startswith(message)
-
-
-def test_every_limit_has_a_unit_and_a_meaning() -> None:
-    assert all(unit and len(what) > 10 for unit, what in LIMITS.values())
+# --- rules, protocols ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

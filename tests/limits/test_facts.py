@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from edgeopt.limits.bounds import Bound
 from edgeopt.limits.facts import (
     SESSION_SPREAD,
     Facts,
@@ -21,7 +22,7 @@ from edgeopt.limits.facts import (
     wilson,
 )
 from edgeopt.limits.judge import verdict_of
-from edgeopt.limits.quantities import QUANTITIES, Bound
+from edgeopt.limits.quantities import QUANTITIES
 from edgeopt.results.measurements import AccuracyResult, LatencyResult, Machine, Percentile
 from edgeopt.results.verdicts import Verdict
 
@@ -55,28 +56,32 @@ def latency(milliseconds: float, **changes: object) -> LatencyResult:
     return dataclasses.replace(result, **changes)  # type: ignore[arg-type]
 
 
+def bound(name: str, limit: float = 1.0) -> Bound:
+    return Bound(QUANTITIES[name], limit)
+
+
 def test_a_count_is_compared_where_both_have_it() -> None:
-    found = counted(QUANTITIES["int8_macs"], facts(int8_macs=0.9), facts(int8_macs=0.95))
+    found = counted(bound("int8_macs"), facts(int8_macs=0.9), facts(int8_macs=0.95))
     assert found.value == pytest.approx(-0.05)
     assert found.origin == "report.json"
-    ratio = counted(QUANTITIES["size"], facts(size=3.0), facts(size=2.0))
+    ratio = counted(bound("size_mb"), facts(size_mb=3.0), facts(size_mb=2.0))
     assert ratio.value == 1.5
 
 
 def test_why_a_count_is_missing_is_said_of_the_side_that_lacks_it() -> None:
     lacking = dataclasses.replace(facts(), missing={"macs": "no report"})
-    one = counted(QUANTITIES["macs"], lacking, facts(macs=5.0))
+    one = counted(bound("macs"), lacking, facts(macs=5.0))
     assert (one.value, one.baseline, one.candidate) == (None, 5.0, None)
     assert one.reason == "candidate: no report"
     assert one.lost
-    other = counted(QUANTITIES["macs"], facts(macs=5.0), lacking)
+    other = counted(bound("macs"), facts(macs=5.0), lacking)
     assert (other.reason, other.lost) == ("baseline: no report", False)
-    assert counted(QUANTITIES["macs"], lacking, lacking).reason == "both: no report"
+    assert counted(bound("macs"), lacking, lacking).reason == "both: no report"
 
 
 def test_the_interval_of_a_difference_holds_both_errors() -> None:
     worse = dataclasses.replace(ACCURACY, drop=2.0, drop_low=1.2, drop_high=2.8)
-    found = accuracy(QUANTITIES["drop"], "forward", facts("b", worse), facts())
+    found = accuracy(bound("drop"), "forward", facts("b", worse), facts())
     assert found.value == 1.0
     assert found.low == pytest.approx(1.0 - math.hypot(0.8, 0.6))
     assert found.high == pytest.approx(1.0 + math.hypot(0.8, 0.6))
@@ -85,29 +90,29 @@ def test_the_interval_of_a_difference_holds_both_errors() -> None:
 
 
 def test_the_same_file_loses_exactly_nothing() -> None:
-    found = accuracy(QUANTITIES["drop"], "forward", facts(), facts())
+    found = accuracy(bound("drop"), "forward", facts(), facts())
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
 def test_one_disagreement_of_twenty_does_not_fail_and_does_not_pass() -> None:
     few = dataclasses.replace(ACCURACY, samples=20, agreement=100.0)
     found = accuracy(
-        QUANTITIES["agreement"],
+        bound("agreement"),
         "forward",
         facts("b", dataclasses.replace(few, agreement=95.0)),
         facts("a", few),
     )
-    verdict, reason = verdict_of(Bound(QUANTITIES["agreement"], -1.0), found)
+    verdict, reason = verdict_of(bound("agreement", -1.0), found)
     assert verdict is Verdict.NOT_MEASURED
     assert "more samples" in reason
     many = dataclasses.replace(ACCURACY, samples=2000, agreement=100.0)
     sure = accuracy(
-        QUANTITIES["agreement"],
+        bound("agreement"),
         "forward",
         facts("b", dataclasses.replace(many, agreement=95.0)),
         facts("a", many),
     )
-    assert verdict_of(Bound(QUANTITIES["agreement"], -1.0), sure)[0] is Verdict.FAIL
+    assert verdict_of(bound("agreement", -1.0), sure)[0] is Verdict.FAIL
 
 
 @pytest.mark.parametrize("samples", [1, 7, 600])
@@ -121,24 +126,24 @@ def test_the_score_interval_is_scipys(samples: int) -> None:
 
 def test_two_metrics_are_not_compared() -> None:
     other = dataclasses.replace(ACCURACY, metric="perplexity", unit="%")
-    found = accuracy(QUANTITIES["drop"], "forward", facts("b", other), facts())
+    found = accuracy(bound("drop"), "forward", facts("b", other), facts())
     assert found.value is None
     assert "perplexity (%), not by top1 (points)" in found.reason
-    assert accuracy(QUANTITIES["snr_db"], "forward", facts("b", other), facts()).value == 0.0
+    assert accuracy(bound("snr_db"), "forward", facts("b", other), facts()).value == 0.0
 
 
 def test_an_accuracy_that_one_side_lacks_is_missing_with_a_reason() -> None:
     lacking = dataclasses.replace(facts("b", None), missing={"drop": "was not judged"})
-    found = accuracy(QUANTITIES["drop"], "forward", lacking, facts())
+    found = accuracy(bound("drop"), "forward", lacking, facts())
     assert (found.value, found.lost, found.reason) == (None, True, "candidate: was not judged")
 
 
 def test_float_rounding_is_no_change_of_quality() -> None:
     fine, finer = (dataclasses.replace(ACCURACY, snr_db=db) for db in (110.0, 130.0))
-    found = accuracy(QUANTITIES["snr_db"], "forward", facts("b", fine), facts("a", finer))
+    found = accuracy(bound("snr_db"), "forward", facts("b", fine), facts("a", finer))
     assert found.value == 0.0
     poor = dataclasses.replace(ACCURACY, snr_db=20.0)
-    worse = accuracy(QUANTITIES["snr_db"], "forward", facts("b", poor), facts("a", finer))
+    worse = accuracy(bound("snr_db"), "forward", facts("b", poor), facts("a", finer))
     assert worse.value == -40.0
 
 
@@ -154,11 +159,11 @@ def _with(result: LatencyResult | None) -> Facts:
     [(0.8, Verdict.PASS), (1.0, Verdict.PASS), (1.05, Verdict.NOT_MEASURED), (1.1, Verdict.FAIL)],
 )
 def test_attached_latencies_are_judged(ratio: float, verdict: Verdict) -> None:
-    found = attached("p50", "forward", _with(latency(ratio)), _with(latency(1.0)))
+    found = attached(bound("latency_p50_ms"), "forward", _with(latency(ratio)), _with(latency(1.0)))
     assert found is not None
     assert found.value == pytest.approx(ratio)
     assert found.origin.startswith("attached: TensorRT 10.3 on Orin, 100 and 100 calls")
-    assert verdict_of(Bound(QUANTITIES["latency_p50"], 1.05), found)[0] is verdict
+    assert verdict_of(bound("latency_p50_ms", 1.05), found)[0] is verdict
 
 
 @pytest.mark.parametrize(
@@ -176,20 +181,25 @@ def test_attached_latencies_are_judged(ratio: float, verdict: Verdict) -> None:
 def test_measurements_of_another_kind_are_not_compared(
     changes: dict[str, object], told: str
 ) -> None:
-    found = attached("p99", "forward", _with(latency(1.0, **changes)), _with(latency(1.0)))
+    found = attached(
+        bound("latency_p99_ms"), "forward", _with(latency(1.0, **changes)), _with(latency(1.0))
+    )
     assert found is not None
     assert found.value is None
     assert told in found.reason
 
 
 def test_one_attached_measurement_is_none() -> None:
-    assert attached("p50", "forward", _with(latency(1.0)), _with(None)) is None
-    assert attached("p50", "decode", _with(latency(1.0)), _with(latency(1.0))) is None
+    assert attached(bound("latency_p50_ms"), "forward", _with(latency(1.0)), _with(None)) is None
+    assert (
+        attached(bound("latency_p50_ms"), "decode", _with(latency(1.0)), _with(latency(1.0)))
+        is None
+    )
 
 
 def test_times_that_cannot_be_are_refused() -> None:
     broken = latency(1.0, p50=Percentile(1.0, 0.0, 1.0))
-    found = attached("p50", "forward", _with(broken), _with(latency(1.0)))
+    found = attached(bound("latency_p50_ms"), "forward", _with(broken), _with(latency(1.0)))
     assert found is not None
     assert found.value is None
 

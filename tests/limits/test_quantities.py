@@ -1,80 +1,87 @@
-"""The table of limits: how a user names them, and what the guide says of them."""
+"""The table of quantities: complete, and what the guides and the schema say of it."""
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from edgeopt.cli.schema import json_schema
 from edgeopt.errors import ConfigError
-from edgeopt.limits.facts import ACCURACY, COUNTED
-from edgeopt.limits.quantities import QUANTITIES, Bound, Kind, Sense, bounds
+from edgeopt.limits.bounds import Bound
+from edgeopt.limits.facts import FIGURES
+from edgeopt.limits.limit import Limit
+from edgeopt.limits.percentiles import PERCENTILES
+from edgeopt.limits.quantities import (
+    OLD_NAMES,
+    QUANTITIES,
+    Evidence,
+    compared,
+    known,
+    old_name_notes,
+)
 
 GUIDE = Path(__file__).resolve().parent.parent.parent / "docs" / "gate.md"
 
 
-def test_the_defaults_are_all_but_what_is_only_compared_where_asked_for() -> None:
-    names = [bound.quantity.name for bound in bounds()]
-    assert names == [name for name in QUANTITIES if name != "latency_p99"]
-    assert not any(bound.asked_for for bound in bounds())
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_every_name_is_bounded_by_build_and_bounded_or_refused_by_the_gate(name: str) -> None:
+    quantity = QUANTITIES[name]
+    assert quantity.name == name
+    assert quantity.unit
+    assert len(quantity.about) > 10
+    text = f"{name}{quantity.sense.value}0.5"
+    assert Limit.parse(text).quantity is quantity
+    if quantity.change is not None:
+        assert Bound.parse(text).quantity is quantity
+        assert not quantity.not_compared
+    else:
+        with pytest.raises(ConfigError) as caught:
+            Bound.parse(text)
+        sentence = f"limit {name!r}: the gate does not compare it: {quantity.not_compared}"
+        assert str(caught.value) == sentence
+        assert len(quantity.not_compared) > 10
 
 
-def test_a_limit_of_the_command_line_takes_the_place_of_the_default() -> None:
-    found = {b.quantity.name: b for b in bounds(["latency_p99<=1.5", "int8_macs >= -0.25"])}
-    assert (found["latency_p99"].limit, found["latency_p99"].asked_for) == (1.5, True)
-    assert (found["int8_macs"].limit, found["int8_macs"].asked_for) == (-0.25, True)
-    assert (found["size"].limit, found["size"].asked_for) == (1.02, False)
-    assert list(found) == list(QUANTITIES)
+def test_each_kind_of_evidence_is_there_for_exactly_its_quantities() -> None:
+    assert set(compared(Evidence.LATENCY)) == set(PERCENTILES)
+    assert compared(Evidence.MEMORY) == ("peak_memory_mb",)
+    assert set(compared(Evidence.ACCURACY)) == set(FIGURES)
 
 
-def test_no_bound_is_infinite_on_the_good_side() -> None:
-    assert Bound.parse("size<=inf").limit == math.inf
-    assert Bound.parse("agreement>=-inf").limit == -math.inf
+def test_the_gate_compares_all_but_the_speedup() -> None:
+    found = {name for evidence in Evidence for name in compared(evidence)}
+    assert set(QUANTITIES) - found == {"speedup"}
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"'latency' is not known \(did you mean 'latency_p"):
+        known("latency")
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("old", "new"),
     [
-        ("latency<=1.1", "did you mean 'latency_p"),
-        ("size", "NAME<=NUMBER or NAME>=NUMBER"),
-        ("size=1", "NAME<=NUMBER or NAME>=NUMBER"),
-        ("size>=1", "less size is better; write size<=NUMBER"),
-        ("agreement<=1", "more agreement is better; write agreement>=NUMBER"),
-        ("size<=big", "'big' is not a number"),
-        ("size<=nan", "cannot be a bound"),
-        ("size<=-inf", "cannot be a bound"),
-        ("int8_macs>=inf", "cannot be a bound"),
-        ("size<=0", "above 0"),
-        ("latency_p50<=-1", "above 0"),
+        ("latency_p50", "latency_p50_ms"),
+        ("latency_p99", "latency_p99_ms"),
+        ("peak_memory", "peak_memory_mb"),
+        ("size", "size_mb"),
     ],
 )
-def test_a_limit_that_cannot_be_meant_is_refused(text: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)):
-        Bound.parse(text)
+def test_an_old_name_is_read_with_one_note(old: str, new: str) -> None:
+    assert known(old) is known(new)
+    assert old_name_notes([old, "drop", old]) == [f"limit {old!r} is called {new!r} now"]
+    assert old not in QUANTITIES
 
 
-def test_a_limit_given_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"given twice: size<=1\.1 and size<=1\.2"):
-        bounds(["size<=1.1", "size<=1.2"])
+def test_todays_names_give_no_note() -> None:
+    assert old_name_notes(QUANTITIES) == []
+    assert len(OLD_NAMES) == 4
 
 
-def test_a_default_lets_an_unchanged_model_pass() -> None:
-    for bound in bounds():
-        unchanged = 1.0 if bound.quantity.kind is Kind.RATIO else 0.0
-        if bound.quantity.sense is Sense.AT_MOST:
-            assert unchanged <= bound.limit
-        else:
-            assert unchanged >= bound.limit
-
-
-def test_every_quantity_has_one_way_to_be_found() -> None:
-    measured = {"latency_p50", "latency_p99", "peak_memory"}
-    assert sorted(QUANTITIES) == sorted([*measured, *COUNTED, *ACCURACY])
-
-
-def test_the_guide_lists_every_limit_with_its_default() -> None:
+def test_the_guide_lists_every_limit_of_the_gate_with_its_default() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| (\w+) \| (.+?) \| (.+?) \|$",
         GUIDE.read_text(encoding="utf-8"),
@@ -83,10 +90,20 @@ def test_the_guide_lists_every_limit_with_its_default() -> None:
     table = [
         (
             q.name,
-            q.kind.value,
-            "only where asked for" if q.default is None else f"`{q.sense.value} {q.default:g}`",
-            q.about,
+            q.change.kind.value,
+            "only where asked for"
+            if q.change.default is None
+            else f"`{q.sense.value} {q.change.default:g}`",
+            q.change.about or q.about,
         )
         for q in QUANTITIES.values()
+        if q.change is not None
     ]
     assert rows == table
+
+
+def test_the_schema_of_a_gate_names_every_quantity_that_it_compares() -> None:
+    about = json.dumps(json_schema("gate")["$defs"]["GateLimit"]["description"])
+    told = about.partition("name: ")[2].partition("as in ")[0]
+    names = [name for name, q in QUANTITIES.items() if q.change is not None]
+    assert re.findall(r"`(\w+)`", told) == names

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from edgeopt.limits.bounds import Bound
 from edgeopt.limits.judge import Found, judge
-from edgeopt.limits.quantities import QUANTITIES, Bound
+from edgeopt.limits.quantities import QUANTITIES
 from edgeopt.limits.results import GateResult, GateSide, combine
 from edgeopt.results.measurements import Comparison, Machine
 from edgeopt.results.verdicts import Pace
@@ -15,24 +16,25 @@ def make() -> GateResult:
     """Return a gate that fails: slower, with a tail that cannot be told."""
 
     def bound(name: str, limit: float | None = None) -> Bound:
-        default = QUANTITIES[name].default
+        compared = QUANTITIES[name].change
         if limit is not None:
             return Bound(QUANTITIES[name], limit, "command line")
-        assert default is not None
-        return Bound(QUANTITIES[name], default)
+        assert compared is not None
+        assert compared.default is not None
+        return Bound(QUANTITIES[name], compared.default)
 
     rows = (
         judge(
-            bound("latency_p50"),
+            bound("latency_p50_ms"),
             Found(1.0, 1.2, 1.2, 1.15, 1.25, Pace.SLOWER, origin=ORIGIN, seconds=3.25),
             method="forward",
         ),
         judge(
-            bound("latency_p99", 1.2),
+            bound("latency_p99_ms", 1.2),
             Found(2.0, 2.2, 1.1, 0.9, 1.3, origin=ORIGIN),
             method="decode",
         ),
-        judge(bound("size"), Found(3.388252, 3.388252, 1.0, origin="report.json")),
+        judge(bound("size_mb"), Found(3.388252, 3.388252, 1.0, origin="report.json")),
         judge(bound("partitions"), Found(reason="both: no compiler told it")),
         judge(bound("float_gemms"), Found(0, 2, 2, origin="report.json")),
         judge(bound("drop"), Found(0.0, 0.3, 0.3, -0.4, 1.0, unit="points"), method="forward"),

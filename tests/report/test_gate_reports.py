@@ -67,9 +67,9 @@ def test_each_limit_is_a_test_case_with_its_outcome() -> None:
     cases = suite.findall("testcase")
     outcomes = {c.get("name"): [child.tag for child in c] for c in cases}
     assert outcomes == {
-        "latency_p50": ["failure"],
-        "latency_p99 (decode)": ["error"],  # asked for, and cannot be told
-        "size": ["system-out"],
+        "latency_p50_ms": ["failure"],
+        "latency_p99_ms (decode)": ["error"],  # asked for, and cannot be told
+        "size_mb": ["system-out"],
         "partitions": ["skipped"],
         "float_gemms": ["failure"],
         "drop": ["system-out"],
@@ -122,12 +122,12 @@ def test_markdown_holds_a_row_a_limit() -> None:
     assert len(table) == 2 + 6
     assert {len(re.split(r"(?<!\\)\|", line)) for line in table} == {8}
     assert table[2] == (
-        "| **fail** | latency\\_p50 | 1 ms | 1.2 ms | x 1.200 (1.150 to 1.250), slower "
+        "| **fail** | latency\\_p50\\_ms | 1 ms | 1.2 ms | x 1.200 (1.150 to 1.250), slower "
         "| \\<= x 1.050 |"
     )
-    assert table[3].startswith("| **not measured** | latency\\_p99 (decode) |")
+    assert table[3].startswith("| **not measured** | latency\\_p99\\_ms (decode) |")
     assert table[5].startswith("| not measured | partitions | - | - | - |")
-    assert "- latency\\_p50: onnxruntime 1.31.1 on Example CPU 9000" in text
+    assert "- latency\\_p50\\_ms: onnxruntime 1.31.1 on Example CPU 9000" in text
     assert lines[-1].startswith("Measured on Example CPU 9000, 2 cores, load 0.4")
 
 

@@ -77,9 +77,9 @@ def resolve(options: BuildOptions, progress: Progress, lock: Lock | None) -> Inp
     """
     profile = load_profile(options.profile)
     recipe = load_recipe(options.recipe or profile.default_recipe)
-    limits = judging.merged(profile, options.limits)
+    limits, notes = judging.merged(profile, options.limits)
     targets, stand_ins, extra = _chosen(profile, options.formats)
-    warnings: list[str] = []
+    warnings = list(notes)
     passes = recipe.instantiate(
         [*options.settings, *_vnni_settings(options, recipe, targets, warnings)]
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgeopt.devices.profile import DeviceProfile
-from edgeopt.limits.limit import LIMITS, Limit
+from edgeopt.limits.limit import Limit, renamed
+from edgeopt.limits.percentiles import PERCENTILES
+from edgeopt.limits.quantities import old_name_notes
 from edgeopt.results.measurements import AccuracyResult, Comparison, LatencyResult, MemoryResult
 from edgeopt.results.reports import ArtifactRow
 from edgeopt.results.verdicts import LimitResult, Verdict
@@ -41,17 +43,41 @@ class Found:
     compile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def merged(profile: DeviceProfile, given: Sequence[str]) -> tuple[Limit, ...]:
-    """Return the profile's limits with those of the command line in their place.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One number of what was found.
 
-    A limit of the command line replaces all of the profile's of that name.
+    Attributes:
+        value: The number, or None.
+        reason: What it is made of, or why there is none, where `Found.missing` does not say.
+        unit: In place of the quantity's own, where the number carries one.
+    """
+
+    value: float | None
+    reason: str
+    unit: str = ""
+
+
+_NOT_MEASURED = Reading(None, "was not measured")
+_COUNTED = "counted in the exported program"
+
+
+def merged(
+    profile: DeviceProfile, given: Sequence[str]
+) -> tuple[tuple[Limit, ...], tuple[str, ...]]:
+    """Return the profile's limits with those of the command line in their place, and notes.
+
+    A limit of the command line replaces all of the profile's of that name. All have the names of
+    today; each old name that was written is a note for the user.
 
     Raises:
         ConfigError: If a limit cannot be read; the nearest name is suggested.
     """
     own = tuple(Limit.parse(text) for text in given)
-    names = {limit.name for limit in own}
-    return (*(limit for limit in profile.limits if limit.name not in names), *own)
+    replaced = {limit.quantity.name for limit in own}
+    kept = (limit for limit in profile.limits if limit.quantity.name not in replaced)
+    notes = old_name_notes(limit.name for limit in (*profile.limits, *own))
+    return tuple(renamed(limit) for limit in (*kept, *own)), tuple(notes)
 
 
 def judge(limits: Sequence[Limit], found: Found) -> tuple[LimitResult, ...]:
@@ -68,21 +94,20 @@ def withheld(rows: Sequence[LimitResult], reason: str) -> tuple[LimitResult, ...
 
 
 def _judge(limit: Limit, found: Found) -> LimitResult:
-    value, reason = _value(limit.name, found)
+    name = limit.quantity.name
+    reading = READINGS[name](found)
+    value, reason = reading.value, reading.reason
     if value is None:
-        verdict = Verdict.NOT_MEASURED
+        verdict, reason = Verdict.NOT_MEASURED, found.missing.get(name, reason)
     elif limit.maximum is not None:
         verdict = Verdict.PASS if value <= limit.maximum else Verdict.FAIL
     else:
         assert limit.minimum is not None
         verdict = Verdict.PASS if value >= limit.minimum else Verdict.FAIL
-    unit, _ = LIMITS[limit.name]
-    if limit.name == "drop" and found.accuracy is not None:
-        unit = found.accuracy.unit
     return LimitResult(
-        name=limit.name,
+        name=name,
         artifact=found.artifact.name,
-        unit=unit,
+        unit=reading.unit or limit.quantity.unit,
         value=value,
         maximum=limit.maximum,
         minimum=limit.minimum,
@@ -93,45 +118,78 @@ def _judge(limit: Limit, found: Found) -> LimitResult:
     )
 
 
-def _value(name: str, found: Found) -> tuple[float | None, str]:
-    missing = found.missing.get(name, "was not measured")
-    accuracy = found.accuracy
-    if name == "size_mb":
-        return found.artifact.size_bytes / 1e6, found.artifact.file
-    if name == "macs":
-        return float(found.artifact.macs), "counted in the exported program"
-    if name == "float_gemms":
-        return float(found.float_gemms), "counted in the exported program"
-    if name == "int8_macs":
-        if found.artifact.int8_macs is None:
-            return None, "the file multiplies nothing"
-        return found.artifact.int8_macs, "of the compiled or exported program"
-    if name in ("partitions", "delegated_share", "fused_attentions"):
+def _latency(name: str) -> Callable[[Found], Reading]:
+    def reading(found: Found) -> Reading:
+        latency = found.latency
+        if latency is None:
+            return _NOT_MEASURED
+        samples = f"{len(latency.samples_ms)} samples on {latency.machine.name}"
+        return Reading(PERCENTILES[name](latency).value, samples)
+
+    return reading
+
+
+def _speedup(found: Found) -> Reading:
+    ratio = found.comparison
+    if ratio is None:
+        return _NOT_MEASURED
+    return Reading(1.0 / ratio.ratio, f"{ratio.pairs} interleaved pairs against {ratio.baseline}")
+
+
+def _peak_memory(found: Found) -> Reading:
+    if found.memory is None:
+        return _NOT_MEASURED
+    whose = "peak resident set of a process that loads and runs it"
+    return Reading(found.memory.peak_rss_mb, whose)
+
+
+def _int8_macs(found: Found) -> Reading:
+    share = found.artifact.int8_macs
+    if share is None:
+        return Reading(None, "the file multiplies nothing")
+    return Reading(share, "of the compiled or exported program")
+
+
+def _compiled(name: str) -> Callable[[Found], Reading]:
+    def reading(found: Found) -> Reading:
         number = found.compile.get(name)
         if number is None:
-            return None, found.missing.get(name, "no compiler on this machine tells it")
-        return float(number), str(found.compile.get("compiler", "the compiler's report"))
-    if name in ("drop", "agreement", "snr_db"):
-        value = getattr(accuracy, name) if accuracy is not None else None
-        if value is None:
-            return None, missing if accuracy is None else "the data carry no labels for it"
-        assert accuracy is not None
-        return float(value), f"{accuracy.samples} samples, {accuracy.runtime}"
-    if name in ("latency_p50_ms", "latency_p99_ms"):
-        if found.latency is None:
-            return None, missing
-        point = found.latency.p50 if name == "latency_p50_ms" else found.latency.p99
-        return (
-            point.value,
-            f"{len(found.latency.samples_ms)} samples on {found.latency.machine.name}",
-        )
-    if name == "speedup":
-        if found.comparison is None:
-            return None, missing
-        ratio = found.comparison
-        return 1.0 / ratio.ratio, f"{ratio.pairs} interleaved pairs against {ratio.baseline}"
-    if name == "peak_memory_mb":
-        if found.memory is None:
-            return None, missing
-        return found.memory.peak_rss_mb, "peak resident set of a process that loads and runs it"
-    raise AssertionError(f"limit {name} has no value")
+            return Reading(None, "no compiler on this machine tells it")
+        return Reading(float(number), str(found.compile.get("compiler", "the compiler's report")))
+
+    return reading
+
+
+def _accuracy(
+    value: Callable[[AccuracyResult], float | None], *, in_metric_units: bool = False
+) -> Callable[[Found], Reading]:
+    def reading(found: Found) -> Reading:
+        accuracy = found.accuracy
+        if accuracy is None:
+            return _NOT_MEASURED
+        unit = accuracy.unit if in_metric_units else ""
+        number = value(accuracy)
+        if number is None:
+            return Reading(None, "the data carry no labels for it", unit)
+        return Reading(float(number), f"{accuracy.samples} samples, {accuracy.runtime}", unit)
+
+    return reading
+
+
+READINGS: Mapping[str, Callable[[Found], Reading]] = {
+    "latency_p50_ms": _latency("latency_p50_ms"),
+    "latency_p99_ms": _latency("latency_p99_ms"),
+    "speedup": _speedup,
+    "peak_memory_mb": _peak_memory,
+    "size_mb": lambda found: Reading(found.artifact.size_bytes / 1e6, found.artifact.file),
+    "macs": lambda found: Reading(float(found.artifact.macs), _COUNTED),
+    "int8_macs": _int8_macs,
+    "float_gemms": lambda found: Reading(float(found.float_gemms), _COUNTED),
+    "fused_attentions": _compiled("fused_attentions"),
+    "partitions": _compiled("partitions"),
+    "delegated_share": _compiled("delegated_share"),
+    "drop": _accuracy(lambda accuracy: accuracy.drop, in_metric_units=True),
+    "agreement": _accuracy(lambda accuracy: accuracy.agreement),
+    "snr_db": _accuracy(lambda accuracy: accuracy.snr_db),
+}
+"""Quantity -> how a build's own number is read."""

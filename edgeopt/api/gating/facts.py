@@ -10,9 +10,10 @@ from edgeopt.api.gating.side import THIS_MACHINE, Side, artifact_row
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.devices.profile import Target
 from edgeopt.errors import EdgeOptError
-from edgeopt.limits.facts import ACCURACY, Facts
+from edgeopt.limits.facts import Facts
+from edgeopt.limits.quantities import Evidence, compared
 from edgeopt.results.measurements import AccuracyResult, LatencyResult
-from edgeopt.results.reports import BuildReport
+from edgeopt.results.reports import ArtifactRow, BuildReport
 from edgeopt.runtime_tests.inspection import Structure
 
 
@@ -31,20 +32,11 @@ def facts_of(side: Side, *, from_file: bool) -> Facts:
 def _reported(side: Side, report: BuildReport) -> Facts:
     name = side.artifact.name
     row = artifact_row(report, side.artifact)
-    numbers = {"size": _size_mb(side.artifact)}
-    missing: dict[str, str] = {}
-    if row is not None:
-        structure = {
-            "macs": row.macs,
-            "int8_macs": row.int8_macs,
-            "float_gemms": row.float_gemms,
-        }
-        _sort(structure, numbers, missing, "its report does not tell")
-    else:
-        absent = "its report does not speak of the artifact"
-        missing |= {key: absent for key in ("macs", "int8_macs", "float_gemms")}
+    numbers = {"size_mb": _size_mb(side.artifact)}
+    missing = dict.fromkeys(compared(Evidence.ACCURACY), "its build judged no such accuracy")
+    silent = "does not tell" if row is not None else "does not speak of the artifact"
+    _sort(_structural(row), numbers, missing, f"its report {silent}")
     _sort(_compiled(report.compile.get(name, {})), numbers, missing, "no compiler told it")
-    missing |= dict.fromkeys(ACCURACY, "its build judged no such accuracy")
     accuracy: dict[str, AccuracyResult] = {
         r.method: r for r in report.accuracy if r.artifact == name
     }
@@ -57,15 +49,11 @@ def _reported(side: Side, report: BuildReport) -> Facts:
 
 
 def _read(side: Side) -> Facts:
-    numbers = {"size": _size_mb(side.artifact)}
-    missing = dict.fromkeys(ACCURACY, "a file does not tell its accuracy; compare two bundles")
+    numbers = {"size_mb": _size_mb(side.artifact)}
+    silent = "a file does not tell its accuracy; compare two bundles"
+    missing = dict.fromkeys(compared(Evidence.ACCURACY), silent)
     structure, reason = _structure(side)
-    found: Mapping[str, float | None] = {
-        "macs": structure.macs if structure else None,
-        "int8_macs": structure.int8_macs if structure else None,
-        "float_gemms": structure.float_gemms if structure else None,
-    }
-    _sort(found, numbers, missing, reason)
+    _sort(_structural(structure), numbers, missing, reason)
     compiled = _compiled(structure.compile if structure else {})
     _sort(compiled, numbers, missing, "no compiler told it")
     return Facts(numbers, side.hashes, missing, origin="file")
@@ -86,6 +74,14 @@ def _structure(side: Side) -> tuple[Structure | None, str]:
         )
     except EdgeOptError as failure:
         return None, f"cannot be read off the file: {failure}"
+
+
+def _structural(told: ArtifactRow | Structure | None) -> dict[str, float | None]:
+    return {
+        "macs": None if told is None else told.macs,
+        "int8_macs": None if told is None else told.int8_macs,
+        "float_gemms": None if told is None else told.float_gemms,
+    }
 
 
 def _compiled(compile_: Mapping[str, Any]) -> dict[str, float | None]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
-from edgeopt.api.building.judging import DEVICE_ONLY, Found, judge, merged, withheld
+from edgeopt.api.building.judging import (
+    DEVICE_ONLY,
+    READINGS,
+    Found,
+    judge,
+    merged,
+    withheld,
+)
 from edgeopt.devices.profile import DeviceProfile, Target
 from edgeopt.errors import ConfigError
-from edgeopt.limits.limit import LIMITS, Limit
+from edgeopt.limits.limit import Limit
+from edgeopt.limits.quantities import QUANTITIES
 from edgeopt.results.measurements import (
     AccuracyResult,
     Comparison,
@@ -99,8 +109,9 @@ VALUES = {
 }
 
 
-def test_every_limit_has_a_value_here() -> None:
-    assert set(VALUES) == set(LIMITS)
+def test_every_quantity_is_read_and_has_a_value_here() -> None:
+    assert list(READINGS) == list(QUANTITIES)
+    assert set(VALUES) == set(QUANTITIES)
 
 
 @pytest.mark.parametrize("name", sorted(VALUES))
@@ -183,8 +194,9 @@ def profile(*limits: Limit) -> DeviceProfile:
 
 def test_a_limit_of_the_command_line_takes_the_place_of_the_profiles() -> None:
     own = profile(Limit("drop", maximum=1.5), Limit("speedup", minimum=1.2))
-    assert merged(own, ()) == own.limits
-    found = merged(own, ("drop<=0.5", "size_mb<=4", "drop>=-1"))
+    assert merged(own, ()) == (own.limits, ())
+    found, notes = merged(own, ("drop<=0.5", "size_mb<=4", "drop>=-1"))
+    assert not notes
     assert [limit.text for limit in found] == [
         "speedup>=1.2",
         "drop<=0.5",
@@ -193,11 +205,39 @@ def test_a_limit_of_the_command_line_takes_the_place_of_the_profiles() -> None:
     ]
 
 
+def test_an_old_name_is_todays_limit_and_one_note() -> None:
+    own = profile(Limit("size", maximum=9.0), Limit("peak_memory", maximum=50.0))
+    found, notes = merged(own, ("size_mb<=4", "peak_memory<=60", "latency_p50<=2"))
+    assert [(limit.name, limit.maximum) for limit in found] == [
+        ("size_mb", 4.0),
+        ("peak_memory_mb", 60.0),
+        ("latency_p50_ms", 2.0),
+    ]
+    assert notes == (
+        "limit 'size' is called 'size_mb' now",
+        "limit 'peak_memory' is called 'peak_memory_mb' now",
+        "limit 'latency_p50' is called 'latency_p50_ms' now",
+    )
+    rows = judge((Limit("size", maximum=5.0),), EVERYTHING)
+    assert [(row.name, row.unit, row.value) for row in rows] == [("size_mb", "MB", 3.0)]
+
+
+def test_the_guide_to_profiles_lists_every_quantity_and_which_need_the_device() -> None:
+    guide = Path(__file__).resolve().parents[3] / "docs" / "writing_a_profile.md"
+    text = guide.read_text(encoding="utf-8").partition("## Limits")[2].partition("## ")[0]
+    listed = {
+        name: needs == "yes"
+        for names, needs in re.findall(r"^\| (`.+?) \| .+? \| (yes|no) \|$", text, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert listed == {name: name in DEVICE_ONLY for name in QUANTITIES}
+
+
 def test_a_limit_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"limit 'spedup' is not known \(did you mean 'speedup'"):
         merged(profile(), ("spedup>=1",))
 
 
 def test_what_only_the_device_can_tell_are_limits() -> None:
-    assert set(LIMITS) > DEVICE_ONLY
+    assert set(QUANTITIES) > DEVICE_ONLY
     assert not DEVICE_ONLY & {"drop", "size_mb", "int8_macs"}

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import edgeopt
+from edgeopt.api.building.lock import read_lock
 from edgeopt.api.report import run_report
 from edgeopt.results.reports import BuildReport, FileRole
+from edgeopt.results.verdicts import Verdict
 
 TARGET = """
 [[{kind}]]
@@ -38,6 +40,15 @@ unknown = []
 """
 
 
+# Under a name that the gate once had for itself.
+LIMITS = """
+[[limits]]
+name = "size"
+maximum = 100.0
+source = "an old file"
+"""
+
+
 def _onnx(kind: str, name: str) -> str:
     return TARGET.format(
         kind=kind, name=name, format="onnx", runtime="onnxruntime", rules="onnxruntime-x86",
@@ -51,7 +62,8 @@ def _profile(folder: Path) -> Path:
         float_type="float16",
     )  # fmt: skip
     path = folder / "pair.toml"
-    path.write_text(HEAD + tensorrt + _onnx("targets", "second") + _onnx("stand_ins", "third"))
+    others = _onnx("targets", "second") + _onnx("stand_ins", "third")
+    path.write_text(HEAD + tensorrt + others + LIMITS)
     return path
 
 
@@ -64,7 +76,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildReport]:
     x = torch.randn(96, 16)
     result = edgeopt.build(
         torch.nn.Sequential(*layers).eval(), x[:2], profile=str(_profile(folder)),
-        calibration=x[:64], evaluate=x[64:], out=folder / "bundle",
+        calibration=x[:64], evaluate=x[64:], limits=("size<=50", "peak_memory<=9"),
+        out=folder / "bundle",
     )  # fmt: skip
     return folder / "bundle", result.report
 
@@ -110,3 +123,18 @@ def test_the_page_is_the_same_when_written_again(built: tuple[Path, BuildReport]
     assert (folder / "report.html").read_bytes() == before
     for words in ("2 targets, 1 stand-in", "Along the network", 'id="sizes-2"', 'id="drift-2"'):
         assert words.encode() in before
+
+
+def test_limits_under_old_names_are_judged_under_todays_with_a_note(
+    built: tuple[Path, BuildReport],
+) -> None:
+    folder, report = built
+    assert [(x.name, x.maximum, x.verdict) for x in report.limits] == [
+        ("size_mb", 50.0, Verdict.PASS),
+        ("peak_memory_mb", 9.0, Verdict.NOT_MEASURED),
+    ]
+    assert [w for w in report.warnings if "is called" in w] == [
+        "limit 'size' is called 'size_mb' now",
+        "limit 'peak_memory' is called 'peak_memory_mb' now",
+    ]
+    assert read_lock(folder / "edgeopt.lock").limits == ("size<=50", "peak_memory<=9")
