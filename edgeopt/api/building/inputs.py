@@ -60,6 +60,11 @@ class Inputs:
     adapters: tuple[str, ...] = ()
 
     @property
+    def samples(self) -> Samples | None:
+        """What the files are run on: their golden vectors must not change with how many judge."""
+        return self.job.calibration or self.evaluation
+
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """How pictures really became inputs: the data's own description comes first."""
         for samples in (self.evaluation, self.job.calibration):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from edgeopt.api.building.branches import Branch
 from edgeopt.api.building.inputs import Inputs
-from edgeopt.api.building.judgement import Written
 from edgeopt.api.building.lock import Lock, locked_options
 from edgeopt.api.building.options import BuildOptions
+from edgeopt.api.building.written import Written
 from edgeopt.artifacts import build_state
 from edgeopt.artifacts import bundle as bundles
 from edgeopt.artifacts.artifact import FileEntry
