@@ -11,7 +11,7 @@ from edgeopt.api.building import judging, packing
 from edgeopt.api.building.branches import Branch, pass_rows, run_branch, run_trunk
 from edgeopt.api.building.inputs import Inputs, resolve
 from edgeopt.api.building.judgement import Judged, found_for_verdict, judge_files
-from edgeopt.api.building.lock import options_from_lock, read_lock, unlike_lock
+from edgeopt.api.building.lock import options_from_lock, read_lock, unlike_files
 from edgeopt.api.building.options import BuildOptions
 from edgeopt.api.building.stages import Stages
 from edgeopt.api.building.written import Written, write_files
@@ -122,8 +122,7 @@ def run_build(options: BuildOptions, *, progress: Progress = no_progress) -> Bui
     with atomic_folder(out) as folder:
         with stage("compile"):
             trunk = run_trunk(job)
-            targets = (*inputs.targets, *inputs.stand_ins)
-            branches = [run_branch(job, trunk, target) for target in targets]
+            branches = [run_branch(job, trunk, target) for target in inputs.chosen.all]
         with stage("export"):
             written = write_files(folder, inputs, trunk, branches)
         judged = judge_files(options, inputs, folder, written, stage)
@@ -132,7 +131,7 @@ def run_build(options: BuildOptions, *, progress: Progress = no_progress) -> Bui
             files = packing.write_manifest(folder, inputs, written)
             packing.write_lock(folder, options, inputs, files)
             report = _report(options, inputs, trunk, branches, written, judged)
-            unlike = unlike_lock(lock, files) if lock is not None else []
+            unlike = unlike_files(lock, files) if lock is not None else []
             report = dataclasses.replace(
                 report,
                 bundle=str(out),
@@ -166,10 +165,10 @@ def _report(
         profile=job.profile.name,
         profile_title=job.profile.title,
         recipe=job.recipe.name,
-        build_key=inputs.build_key,
+        build_key=inputs.made_of.build_key,
         verdict=combine([row.verdict for row in limits]),
         machine=machine(),
-        tools=inputs.tools,
+        tools=inputs.made_of.tools,
         artifacts=tuple(one.row for one in judged.inspected),
         accuracy=shown.accuracy,
         latency=shown.latency,

@@ -107,7 +107,7 @@ def judge_files(
     with stage("inspect files"):
         inspected = inspect(folder, written)
     runtimes = find_runtimes(written)
-    samples = inputs.samples
+    samples = inputs.data.first
     if runtimes.runnable and samples is not None:
         shown = _run(options, inputs, folder, written, runtimes.runnable, samples, stage)
     else:
@@ -193,9 +193,9 @@ def _run(
     with stage("golden vectors"):
         disagreements = write_golden_vectors(folder, runnable, job.loaded.methods, samples)
     with stage("accuracy"):
-        if inputs.evaluation is not None:
+        if inputs.data.evaluation is not None:
             metric = options.metric if options.metric is not None else job.loaded.metric
-            answers = judge_answers(folder, runnable, job, inputs.evaluation, metric)
+            answers = judge_answers(folder, runnable, job, inputs.data.evaluation, metric)
     with stage("integer proof"):
         proof = _proofs(folder, runnable, samples)
     if options.drift and job.quantizes:

@@ -95,7 +95,7 @@ def read_lock(path: Path) -> Lock:
     return lock
 
 
-def unlike_lock(lock: Lock, files: Sequence[FileEntry]) -> list[str]:
+def unlike_files(lock: Lock, files: Sequence[FileEntry]) -> list[str]:
     """Say which files are not the bytes that the lock names."""
     found = {entry.path: entry.sha256 for entry in files}
     names = sorted(set(lock.files) | set(found))

@@ -52,7 +52,13 @@ def write_files(
     def file(state: ModelState, target: Target, name: str, precision: str) -> Artifact:
         job.progress(f"export {name}", 0, None)
         return export(
-            job, state, target, folder, name=name, precision=precision, build_key=inputs.build_key
+            job,
+            state,
+            target,
+            folder,
+            name=name,
+            precision=precision,
+            build_key=inputs.made_of.build_key,
         )
 
     found: list[Written] = []
@@ -65,7 +71,7 @@ def write_files(
             plain, name = target.float_type, f"{target.name}-{target.float_type}"
             artifact = file(branch.before, target, name, plain)
             found.append(Written(artifact, branch, own, yardstick=True))
-    for precision in inputs.extra:
+    for precision in inputs.chosen.extra:
         target = dataclasses.replace(
             branches[0].target, name="onnx", format="onnx", runtime="onnxruntime"
         )
