@@ -7,6 +7,7 @@ import platform
 from importlib import import_module, metadata
 from importlib.util import find_spec
 
+from edgeopt.api.formats import inspector_for
 from edgeopt.devices.machine import is_device
 from edgeopt.models.torchvision_operators import import_torchvision
 from edgeopt.results.measurements import Machine
@@ -339,31 +340,14 @@ def _measurable() -> tuple[Measurable, ...]:
         profile = load_profile(name)
         here = is_device(profile.runs_here)
         for target in profile.targets:
-            reason = _why_not(target.runtime)
+            reason = inspector_for(target.format).untimed() or ""
             if not here:
                 reason = f"this machine is not {profile.title}"
             found.append(
                 Measurable(name, target.name, target.runtime, "no" if reason else "yes", reason)
             )
         for target in profile.stand_ins:
-            reason = _why_not(target.runtime)
+            reason = inspector_for(target.format).untimed() or ""
             word = "no" if reason else "stand-in"
             found.append(Measurable(name, target.name, target.runtime, word, reason))
     return tuple(found)
-
-
-def _why_not(runtime: str) -> str:
-    if runtime == "onnxruntime":
-        from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
-
-        return OnnxRuntimeRunner().unavailable() or ""
-    if runtime == "tensorrt":
-        missing = find_spec("tensorrt") is None
-        return "TensorRT is not installed" if missing else ""
-    if runtime == "executorch":
-        from edgeopt.runtime_tests.executorch.runner import ExecuTorchRunner
-
-        return ExecuTorchRunner().unavailable() or ""
-    if runtime == "qnn":
-        return "a simulator's time is not the NPU's"
-    return f"no runner for {runtime} in this version"

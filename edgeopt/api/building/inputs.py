@@ -119,8 +119,8 @@ def _bits_here(options: BuildOptions, recipe: Recipe, chosen: Chosen) -> _Bits:
     given = any(s.startswith("plan.weight_bits") for s in options.settings)
     for target in chosen.targets:
         rules = load_rules(target.rules)
-        runs_here = target.runtime == "onnxruntime" and rules.isa.startswith("x86")
-        if plans and runs_here and not given and not has_vnni():
+        own_kernels = target.runtime == rules.runtime
+        if plans and rules.x86 and own_kernels and not given and not has_vnni():
             bits = rules.weight_bits_without_vnni
             why = f"this CPU has no VNNI and would saturate u8 x s8 sums: weights take {bits} bits"
             return _Bits((f"plan.weight_bits={bits}",), (why,))

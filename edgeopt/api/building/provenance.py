@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from edgeopt.api.building.job import Job
 from edgeopt.api.building.lock import Lock, differences, locked_options
 from edgeopt.api.building.options import BuildOptions
+from edgeopt.api.formats import exporter_for
 from edgeopt.data import Samples
 from edgeopt.devices.machine import has_vnni
 from edgeopt.devices.profile import Target
@@ -110,9 +111,9 @@ def _hashes(job: Job, targets: Sequence[Target], evaluation: Samples | None) -> 
 
 def _compilers(targets: Sequence[Target]) -> dict[str, str]:
     """Return the versions of compilers whose output is part of the bundle."""
-    if all(target.format != "qnn" for target in targets):
-        return {}
-    from edgeopt.exporters.qnn import hexagon
-
-    name = "onnxruntime-qnn"
-    return {name: hexagon.tool_versions().get(name, "not installed")}
+    formats = dict.fromkeys(target.format for target in targets)
+    return {
+        name: version
+        for format_ in formats
+        for name, version in exporter_for(format_).compilers().items()
+    }

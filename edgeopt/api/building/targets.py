@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from edgeopt.api.formats import exporter_for, format_names
 from edgeopt.devices.profile import DeviceProfile, Target
 from edgeopt.errors import ConfigError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Extra:
+    """A file of the model as captured, beside the targets'.
+
+    Attributes:
+        format: Its format.
+        precision: Its precision.
+    """
+
+    format: str
+    precision: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +30,12 @@ class Chosen:
     Attributes:
         targets: The targets to build, the verdict's first.
         stand_ins: Runtimes that stand in for the device's on this machine.
-        extra: Precisions of additional ONNX files.
+        extra: Files beside the targets'.
     """
 
     targets: tuple[Target, ...]
     stand_ins: tuple[Target, ...]
-    extra: tuple[str, ...]
+    extra: tuple[Extra, ...]
 
     @property
     def all(self) -> tuple[Target, ...]:
@@ -37,7 +51,7 @@ def choose_targets(profile: DeviceProfile, formats: Sequence[str]) -> Chosen:
     """
     known = {t.format for t in (*profile.targets, *profile.stand_ins)}
     plain: list[str] = []
-    extra: list[str] = []
+    extra: list[Extra] = []
     for text in formats:
         format_, colon, precision = text.partition(":")
         if not colon and format_ not in known:
@@ -45,13 +59,8 @@ def choose_targets(profile: DeviceProfile, formats: Sequence[str]) -> Chosen:
                 f"--format {format_}: profile {profile.name} has no such target"
                 f"{nearest(format_, known)}"
             )
-        if colon and (format_ != "onnx" or precision not in ("float32", "float16")):
-            raise ConfigError(
-                f"--format {text}: takes onnx:float32 or onnx:float16 beside "
-                f"{', '.join(sorted(known))}"
-            )
         if colon:
-            extra.append(precision)
+            extra.append(_extra(format_, precision, known))
         else:
             plain.append(format_)
     if not plain:
@@ -59,3 +68,19 @@ def choose_targets(profile: DeviceProfile, formats: Sequence[str]) -> Chosen:
     targets = tuple(t for t in profile.targets if t.format in plain)
     stand_ins = tuple(t for t in profile.stand_ins if t.format in plain)
     return Chosen(targets or stand_ins, stand_ins if targets else (), tuple(extra))
+
+
+def _extra(format_: str, precision: str, known: Collection[str]) -> Extra:
+    """Return what `--format onnx:float16` adds.
+
+    Raises:
+        ConfigError: If no exporter offers it.
+    """
+    every = format_names()
+    if format_ in every and precision in exporter_for(format_).extra_precisions:
+        return Extra(format_, precision)
+    offered = (f"{name}:{p}" for name in every for p in exporter_for(name).extra_precisions)
+    raise ConfigError(
+        f"--format {format_}:{precision}: takes {' or '.join(offered)} beside "
+        f"{', '.join(sorted(known))}"
+    )

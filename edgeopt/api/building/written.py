@@ -9,6 +9,7 @@ from pathlib import Path
 from edgeopt.api.building.branches import Branch
 from edgeopt.api.building.exporting import export
 from edgeopt.api.building.inputs import Inputs
+from edgeopt.api.formats import inspector_for
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.devices.profile import Target
 from edgeopt.pipeline.state import ModelState
@@ -71,10 +72,13 @@ def write_files(
             plain, name = target.float_type, f"{target.name}-{target.float_type}"
             artifact = file(branch.before, target, name, plain)
             found.append(Written(artifact, branch, own, yardstick=True))
-    for precision in inputs.chosen.extra:
+    for extra in inputs.chosen.extra:
         target = dataclasses.replace(
-            branches[0].target, name="onnx", format="onnx", runtime="onnxruntime"
+            branches[0].target,
+            name=extra.format,
+            format=extra.format,
+            runtime=inspector_for(extra.format).runner().runtime,
         )
-        artifact = file(trunk, target, f"onnx-{precision}", precision)
-        found.append(Written(artifact, branches[0], own=True))
+        name = f"{extra.format}-{extra.precision}"
+        found.append(Written(file(trunk, target, name, extra.precision), branches[0], own=True))
     return tuple(found)
