@@ -88,6 +88,16 @@ class Exporter(abc.ABC):
     platforms: ClassVar[tuple[str, ...]] = ()
     runtimes: ClassVar[tuple[tuple[str, str], ...]] = ()
 
+    def attaching(self, where: str) -> str:
+        """Return how its files are measured on their device, or an empty string.
+
+        Args:
+            where: `here` or `there`: where the device is for whoever reads it.
+        """
+        if not self.device_script:
+            return ""
+        return f"run {self.device_script} {where} and attach what it writes"
+
     def compilers(self) -> Mapping[str, str]:
         """Return name -> version of what compiles its files here, beside what every build names.
 

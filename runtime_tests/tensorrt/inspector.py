@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,7 +29,7 @@ class TensorRTInspector(OnnxInspector):
     times_here: ClassVar[bool] = False
 
     def untimed(self) -> str:
-        missing = importlib.util.find_spec("tensorrt") is None
+        missing = find_spec("tensorrt") is None
         return "TensorRT is not installed" if missing else "edgeopt has no runner for TensorRT"
 
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:

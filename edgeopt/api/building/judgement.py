@@ -19,6 +19,7 @@ from edgeopt.api.building.timing import (
     Memory,
     measure_memory,
     time_pairs,
+    why_apart,
     why_untimed,
 )
 from edgeopt.api.building.written import Written
@@ -117,9 +118,7 @@ def judge_files(
         inspected,
         shown,
         unmeasured={
-            one.artifact.name: why_untimed(
-                one, inputs.job.profile, runtimes.unavailable, samples, wanted=options.latency
-            )
+            one.artifact.name: why_untimed(one, inputs.job.profile, samples, wanted=options.latency)
             for one in written
             if one.artifact.name not in timed
         },
@@ -154,15 +153,9 @@ def found_for_verdict(
     """
     name, shown = main.artifact.name, judged.shown
     inspected = next(one for one in judged.inspected if one.row.name == name)
-    here = profile.runs_here == "any-cpu"
-    missing = {}
-    if not here:
-        reason = f"needs the device ({profile.title})"
-        if main.artifact.format == "tensorrt":
-            reason += "; run build_engine.py there and attach what it writes"
-        missing = {limit: reason for limit in DEVICE_ONLY}
-    elif not wanted:
-        missing = {limit: "latency was switched off" for limit in DEVICE_ONLY}
+    apart = why_apart(main, profile)
+    reason = apart or ("" if wanted else "latency was switched off")
+    missing = dict.fromkeys(DEVICE_ONLY, reason) if reason else {}
     accuracy = next((a for a in shown.accuracy if a.artifact == name), None)
     if accuracy is None:
         for limit in ("drop", "agreement", "snr_db"):
@@ -172,9 +165,9 @@ def found_for_verdict(
         float_gemms=inspected.structure.float_gemms,
         compile=inspected.structure.compile,
         accuracy=accuracy,
-        latency=next((x for x in shown.latency if x.artifact == name and here), None),
-        comparison=next((c for c in shown.comparisons if c.candidate == name and here), None),
-        memory=next((m for m in shown.memory if m.artifact == name and here), None),
+        latency=next((x for x in shown.latency if x.artifact == name and not apart), None),
+        comparison=next((c for c in shown.comparisons if c.candidate == name and not apart), None),
+        memory=next((m for m in shown.memory if m.artifact == name and not apart), None),
         missing=missing,
     )
 

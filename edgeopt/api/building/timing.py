@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,9 @@ from edgeopt.api.building.file_inputs import named_inputs
 from edgeopt.api.building.job import Job
 from edgeopt.api.building.written import Written
 from edgeopt.api.formats import inspector_for
+from edgeopt.api.untimed import why_untimed_on_device, with_remedy
 from edgeopt.data import Samples
+from edgeopt.devices.machine import is_device
 from edgeopt.devices.profile import DeviceProfile, Protocol
 from edgeopt.errors import RuntimeUnavailable
 from edgeopt.results.measurements import Comparison, LatencyResult, MemoryResult
@@ -90,28 +92,39 @@ def measure_memory(folder: Path, runnable: Sequence[Written]) -> Memory:
     return Memory(tuple(results))
 
 
+def why_apart(written: Written, profile: DeviceProfile) -> str:
+    """Return why what is measured here of a file is not the device's, or an empty string.
+
+    It is the device's where this machine is the device, the file is one of its own targets', and
+    the file's own runtime is here to be timed.
+    """
+    if not is_device(profile):
+        reason = f"needs the device ({profile.title})"
+        return with_remedy(reason, written.artifact.format, "there")
+    if not written.own:
+        return "it stands in for another runtime"
+    return why_untimed_on_device(written.artifact.format)
+
+
 def why_untimed(
-    written: Written,
-    profile: DeviceProfile,
-    unavailable: Mapping[str, str],
-    samples: Samples | None,
-    *,
-    wanted: bool,
+    written: Written, profile: DeviceProfile, samples: Samples | None, *, wanted: bool
 ) -> str:
     """Return why a file's latency was not measured.
 
     Args:
         written: The file.
         profile: The device.
-        unavailable: Format -> why its runtime is not here.
         samples: What it would have been run on.
         wanted: Whether latency was to be measured at all.
     """
     format_ = written.artifact.format
-    if not inspector_for(format_).times_here:
+    inspector = inspector_for(format_)
+    here = is_device(profile)
+    if not inspector.times_here and not here:
         return f"needs the device ({profile.title})"
-    if format_ in unavailable:
-        return unavailable[format_]
+    reason = why_untimed_on_device(format_) if here else inspector.untimed()
+    if reason:
+        return reason
     if not wanted:
         return "latency was switched off"
     if samples is None:
@@ -124,7 +137,7 @@ def _pairs(runnable: Sequence[Written]) -> list[tuple[Written, Written]]:
     found = []
     for written in runnable:
         format_ = written.artifact.format
-        if written.artifact.precision != "int8" or not inspector_for(format_).times_here:
+        if written.artifact.precision != "int8" or inspector_for(format_).untimed() is not None:
             continue
         for other in runnable:
             same = other.branch is written.branch and other.artifact.format == format_
@@ -154,5 +167,5 @@ def _subject(
         named_inputs(artifact, samples, 1),
         protocol,
         method=artifact.methods[0].name,
-        stand_in=job.profile.runs_here != "any-cpu",
+        stand_in=bool(why_apart(written, job.profile)),
     )
