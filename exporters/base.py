@@ -68,12 +68,42 @@ class Exporter(abc.ABC):
         needs: Importable names; imported inside the methods only.
         own_interface: Its files may take pixels and codes in place of floats, and give codes.
         integer_pixels: Quantized programs normalize pixels in integers; otherwise in float.
+        suffix: What a model file's name ends with where that alone shows the format (`.onnx`);
+            empty where only a bundle tells.
+        extra_precisions: Precisions in which the model as captured may be written beside the
+            targets' files: `--format onnx:float16`.
+        device_script: The script beside its files that measures them on their device, or empty.
+        platforms: App platforms whose runtimes load its files.
+        runtimes: (name, licence) of what an app links or a device has to run its files; the
+            licence is the one that the runtime's project states.
     """
 
     format: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     own_interface: ClassVar[bool] = False
     integer_pixels: ClassVar[bool] = True
+    suffix: ClassVar[str] = ""
+    extra_precisions: ClassVar[tuple[str, ...]] = ()
+    device_script: ClassVar[str] = ""
+    platforms: ClassVar[tuple[str, ...]] = ()
+    runtimes: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def attaching(self, where: str) -> str:
+        """Return how its files are measured on their device, or an empty string.
+
+        Args:
+            where: `here` or `there`: where the device is for whoever reads it.
+        """
+        if not self.device_script:
+            return ""
+        return f"run {self.device_script} {where} and attach what it writes"
+
+    def compilers(self) -> Mapping[str, str]:
+        """Return name -> version of what compiles its files here, beside what every build names.
+
+        The versions are part of the build key: another compiler writes other bytes.
+        """
+        return {}
 
     @abc.abstractmethod
     def unsupported(self, request: ExportRequest) -> Sequence[str]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.interface import Method
 from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
+from edgeopt.errors import BundleError
 from edgeopt.results.measurements import MemoryResult
 from edgeopt.results.structure import OperatorRow, ProofResult, SizeRow
 from edgeopt.runtime_tests.base import Arrays, LoadOptions, Runner, Session
@@ -74,6 +76,27 @@ class Inspector(abc.ABC):
         """
         files = [folder / entry.path for entry in artifact.files]
         return self.runner().load(files, LoadOptions(threads, optimize=not self.stands_in))
+
+    def untimed(self) -> str | None:
+        """Return why calls of the format's files are not timed on this machine, or None.
+
+        There is always a reason where the runner stands in for another runtime, or where
+        `times_here` is False.
+        """
+        reason = self.runner().unavailable()
+        if reason is None and (self.stands_in or not self.times_here):
+            return f"edgeopt times no {self.format} file itself"
+        return reason
+
+    def interface(self, path: Path) -> tuple[tuple[Method, ...], tuple[str, ...]]:
+        """Return the methods of a plain file, and the names of the files beside it that it needs.
+
+        Raises:
+            BundleError: If the file cannot be read, or does not tell.
+        """
+        raise BundleError(
+            f"{path}: a plain {self.format} file does not tell its inputs; name its bundle"
+        )
 
     @abc.abstractmethod
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeopt.api.formats import inspector_for
+from edgeopt.api.formats import exporter_for, inspector_for
 from edgeopt.api.verify import GOLDEN_TOLERANCE, golden_error, run_verify
 from edgeopt.app_assets import notices
 from edgeopt.app_assets.manifest import (
@@ -121,7 +121,7 @@ def _choose(
     manifest = bundle.manifest
     for name in wanted:
         found = manifest.artifact(name)
-        if found.format not in chosen.formats:
+        if chosen.name not in _platforms(found):
             raise BundleError(f"--artifact {name}: {_not_there(found, chosen)}")
     picked: list[Artifact] = []
     left_out: dict[str, str] = {}
@@ -138,7 +138,7 @@ def _choose(
 
 
 def _left_out(artifact: Artifact, bundle: Bundle, chosen: Platform, wanted: Sequence[str]) -> str:
-    if artifact.format not in chosen.formats:
+    if chosen.name not in _platforms(artifact):
         return _not_there(artifact, chosen)
     if wanted:
         return "" if artifact.name in wanted else "was not asked for"
@@ -152,9 +152,18 @@ def _left_out(artifact: Artifact, bundle: Bundle, chosen: Platform, wanted: Sequ
 
 
 def _not_there(artifact: Artifact, chosen: Platform) -> str:
-    takers = [p.name for p in PLATFORMS.values() if artifact.format in p.formats]
+    takers = _platforms(artifact)
     where = f"is for {' and '.join(takers)}" if takers else "is for no platform that is known"
     return f"{artifact.format} {where}, not for {chosen.name}"
+
+
+def _platforms(artifact: Artifact) -> list[str]:
+    """Return the platforms whose runtimes load the file."""
+    try:
+        exporter = exporter_for(artifact.format)
+    except ConfigError:  # a bundle of a newer edgeopt
+        return []
+    return [name for name in PLATFORMS if name in exporter.platforms]
 
 
 def _stand_ins(profile: str) -> tuple[str, ...]:
@@ -168,13 +177,13 @@ def _plan_warnings(picked: Sequence[Artifact]) -> list[str]:
     found = []
     for artifact in picked:
         try:
-            isa = load_rules(artifact.plan).isa if artifact.plan else ""
+            rules = load_rules(artifact.plan) if artifact.plan else None
         except ProfileError:
             continue
-        if isa.startswith("x86"):
+        if rules is not None and rules.x86:
             found.append(
-                f"{artifact.name}: is planned for the kernels of {isa}; on Arm it runs, with other "
-                "kernels than those that were proven"
+                f"{artifact.name}: is planned for the kernels of {rules.isa}; on Arm it runs, with "
+                "other kernels than those that were proven"
             )
     return found
 
@@ -233,7 +242,8 @@ def _write(
         write_text(folder / LABELS, "\n".join(lines) + "\n")
     if manifest.preprocessing is not None:
         write_text(folder / PREPROCESSING, to_json(manifest.preprocessing))
-    write_text(folder / NOTICES, notices.text(manifest, [a.format for a in picked]))
+    runtimes = [row for artifact in picked for row in _runtimes(artifact.format)]
+    write_text(folder / NOTICES, notices.text(manifest, runtimes))
     written = AppManifest(
         kind=KIND,
         name=name,
@@ -253,6 +263,11 @@ def _write(
     )
     write_text(folder / MANIFEST, to_json(written))
     return written
+
+
+def _runtimes(format_: str) -> tuple[tuple[str, str], ...]:
+    """Return what runs the format's files, with its licence."""
+    return exporter_for(format_).runtimes or ((format_, notices.UNKNOWN),)
 
 
 def _write_model(bundle: Bundle, chosen: Platform, artifact: Artifact, folder: Path) -> AssetModel:

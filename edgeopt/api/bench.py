@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeopt.api.formats import SUFFIXES, inspector_for
+from edgeopt.api.formats import format_of, inspector_for
 from edgeopt.artifacts.bundle import Bundle
 from edgeopt.devices.profile import Protocol
 from edgeopt.errors import BundleError, RuntimeUnavailable
@@ -75,10 +75,7 @@ def _resolve(place: Path) -> _File:
         return _of_bundle(Bundle.open(place), place)
     if not place.is_file():
         raise BundleError(f"{place}: no such bundle or file")
-    if place.suffix not in SUFFIXES:
-        known = " or ".join(SUFFIXES)
-        raise BundleError(f"{place}: is neither a bundle nor a model file ({known})")
-    return _File(place.stem, SUFFIXES[place.suffix], place, "forward")
+    return _File(place.stem, format_of(place), place, "forward")
 
 
 def _of_bundle(bundle: Bundle, place: Path) -> _File:

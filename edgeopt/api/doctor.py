@@ -8,6 +8,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 
 from edgeopt.devices.machine import is_device
+from edgeopt.devices.profile import Target
 from edgeopt.models.torchvision_operators import import_torchvision
 from edgeopt.results.measurements import Machine
 from edgeopt.results.verdicts import SCHEMA_VERSION
@@ -337,33 +338,22 @@ def _measurable() -> tuple[Measurable, ...]:
     found = []
     for name in profile_names():
         profile = load_profile(name)
-        here = is_device(profile.runs_here)
+        here = is_device(profile)
         for target in profile.targets:
-            reason = _why_not(target.runtime)
-            if not here:
-                reason = f"this machine is not {profile.title}"
+            reason = _why_untimed(target) if here else f"this machine is not {profile.title}"
             found.append(
                 Measurable(name, target.name, target.runtime, "no" if reason else "yes", reason)
             )
         for target in profile.stand_ins:
-            reason = _why_not(target.runtime)
+            reason = _why_untimed(target)
             word = "no" if reason else "stand-in"
             found.append(Measurable(name, target.name, target.runtime, word, reason))
     return tuple(found)
 
 
-def _why_not(runtime: str) -> str:
-    if runtime == "onnxruntime":
-        from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
-
-        return OnnxRuntimeRunner().unavailable() or ""
-    if runtime == "tensorrt":
-        missing = find_spec("tensorrt") is None
-        return "TensorRT is not installed" if missing else ""
-    if runtime == "executorch":
-        from edgeopt.runtime_tests.executorch.runner import ExecuTorchRunner
-
-        return ExecuTorchRunner().unavailable() or ""
-    if runtime == "qnn":
-        return "a simulator's time is not the NPU's"
-    return f"no runner for {runtime} in this version"
+def _why_untimed(target: Target) -> str:
+    try:
+        from edgeopt.api.untimed import why_untimed_on_device
+    except Exception as failure:  # without torch, or with a broken one, no part of it imports
+        return f"edgeopt does not import: {failure}"
+    return why_untimed_on_device(target.format)

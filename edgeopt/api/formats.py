@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from edgeopt.errors import BundleError
 from edgeopt.exporters.base import Exporter
 from edgeopt.registry.kinds import EXPORTERS, INSPECTORS, RUNNERS
-from edgeopt.registry.lookup import find
+from edgeopt.registry.lookup import find, names
 from edgeopt.runtime_tests.base import Runner
 from edgeopt.runtime_tests.inspection import Inspector
 
-SUFFIXES = {".onnx": "onnx", ".pte": "executorch"}
-"""Suffix of a plain model file -> its format."""
+
+def format_names() -> tuple[str, ...]:
+    """Return the names of all formats, those of edgeopt first."""
+    return names(EXPORTERS)
+
+
+def format_of(place: Path) -> str:
+    """Return the format of a plain model file, by its suffix.
+
+    Raises:
+        BundleError: If it is no format's.
+    """
+    known: list[str] = []
+    for name in format_names():
+        suffix = exporter_for(name).suffix
+        if suffix and suffix == place.suffix:
+            return name
+        known += [suffix] if suffix else []
+    told = " or ".join(sorted(known))
+    raise BundleError(f"{place}: is neither a bundle nor a model file ({told})")
 
 
 def exporter_for(format_: str) -> Exporter:

@@ -180,16 +180,17 @@ class _Gate:
         return found
 
     def _timed(self, methods: tuple[str, str], wanted: Mapping[str, Bound]) -> dict[str, Found]:
-        inspector = inspector_for(self._ours.artifact.format)
-        why = ""
-        if not inspector.times_here:
-            why = (
-                f"a {self._ours.artifact.format} file is timed on its device; what `edgeopt report "
-                "BUNDLE --attach` brought home is used where both sides have it"
+        format_ = self._ours.artifact.format
+        inspector = inspector_for(format_)
+        why = inspector.untimed()
+        if why is not None and not inspector.times_here:
+            if self._away():
+                why = f"a {format_} file is timed on its device"
+            why += (
+                "; what `edgeopt report BUNDLE --attach` brought home is used where both sides "
+                "have it"
             )
-        else:
-            why = inspector.runner().unavailable() or ""
-        if why:
+        if why is not None:
             return {name: Found(reason=why) for name in wanted}
         try:
             return self._measured(methods, wanted)

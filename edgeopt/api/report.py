@@ -100,17 +100,19 @@ def with_measurement(
 
 def _is_the_device(profile: str, device: str) -> tuple[bool, str]:
     """Tell whether a device's own name fits the profile, and what to warn of."""
+    from edgeopt.devices.machine import is_named
     from edgeopt.devices.profile import load_profile
 
     try:
         known = load_profile(profile)
-    except ProfileError:
+    except ProfileError:  # a profile of the user's own
         known = None
-    if known is None or not known.runs_here or known.runs_here == "any-cpu":
+    named = None if known is None else is_named(known, device)
+    if named is None:
         return True, f"nothing tells whether {device!r} is the device of profile {profile}"
-    words = (known.name, known.runs_here.rpartition("-")[2])
-    if any(word.lower() in device.lower() for word in words):
+    if named:
         return True, ""
+    assert known is not None
     return False, f"was measured on {device!r}, which is not {known.title}"
 
 

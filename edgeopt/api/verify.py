@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.api.building import measure
+from edgeopt.api.building.inspection import check_contracts
 from edgeopt.api.formats import inspector_for
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.artifacts.build_state import read_contracts, read_programs
@@ -117,7 +117,7 @@ def _contracts(
         contracts = read_contracts(bundle, _plan_folder(artifact))
     except BundleError as failure:
         return (), [Check(f"contracts {artifact.name}", False, str(failure))]
-    return measure.check_contracts(bundle.path, artifact, contracts), []
+    return check_contracts(bundle.path, artifact, contracts), []
 
 
 def _golden(bundle: Bundle, artifact: Artifact) -> list[Check]:

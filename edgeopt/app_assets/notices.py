@@ -11,24 +11,6 @@ from collections.abc import Iterable, Mapping
 from edgeopt.artifacts.manifest import Manifest
 from edgeopt.models.zoo.catalogue import CATALOGUE
 
-RUNTIMES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    # format: what an app links or a device has, with the licence that its project states
-    "onnx": (("ONNX Runtime", "MIT"),),
-    "executorch": (("ExecuTorch", "BSD-3-Clause"), ("XNNPACK", "BSD-3-Clause")),
-    "qnn": (
-        ("ONNX Runtime", "MIT"),
-        (
-            "Qualcomm AI Engine Direct (QNN) libraries",
-            "proprietary: the terms of Qualcomm's SDK; not part of these files",
-        ),
-    ),
-    "tensorrt": (
-        (
-            "TensorRT",
-            "proprietary: NVIDIA's software licence; comes with JetPack, not part of these files",
-        ),
-    ),
-}
 _DATA: Mapping[str, str] = {
     # zoo model: licence of what it was trained on
     "vit": "Creative Commons Attribution 4.0 (UCI Machine Learning Repository, data set 80)",
@@ -47,8 +29,13 @@ def plain_model(model: str) -> str:
     return re.sub(r"(^|[@:=])[^@:=]*[/\\](?=[^/\\])", r"\1", model.rstrip("/\\"))
 
 
-def text(manifest: Manifest, formats: Iterable[str]) -> str:
-    """Return the notices of the chosen artifacts."""
+def text(manifest: Manifest, runtimes: Iterable[tuple[str, str]]) -> str:
+    """Return the notices of a bundle.
+
+    Args:
+        manifest: The bundle's.
+        runtimes: (name, licence) of what runs the chosen artifacts; repeated ones are told once.
+    """
     lines = [*_model(manifest), ""]
     for adapter in manifest.adapters:
         lines += [
@@ -57,8 +44,7 @@ def text(manifest: Manifest, formats: Iterable[str]) -> str:
             "",
         ]
     lines += ["Runtimes that the app or the device brings"]
-    told = dict.fromkeys(row for f in formats for row in RUNTIMES.get(f, ((f, UNKNOWN),)))
-    lines += [f"- {name}: {licence}" for name, licence in told]
+    lines += [f"- {name}: {licence}" for name, licence in dict.fromkeys(runtimes)]
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,6 @@ class Platform:
     Attributes:
         name: As on the command line.
         title: In words.
-        formats: What its runtimes load.
         place: The folder of the assets below `--out`; `{name}` is the model's name.
         raw_golden_only: Golden vectors are only written in the raw form. A Jetson's build script
             reads the bundle's own.
@@ -25,7 +24,6 @@ class Platform:
 
     name: str
     title: str
-    formats: tuple[str, ...]
     place: str
     raw_golden_only: bool = True
 
@@ -44,19 +42,16 @@ PLATFORMS: Mapping[str, Platform] = {
         Platform(
             "android",
             "an Android app (a module's folder; its assets)",
-            ("executorch", "onnx", "qnn"),
             "src/main/assets/edgeopt/{name}",
         ),
         Platform(
             "ios",
             "an iOS app (a resource bundle)",
-            ("executorch", "onnx"),
             "{name}.bundle",
         ),
         Platform(
             "jetson",
             "a Jetson (a folder with the engine's build script)",
-            ("tensorrt",),
             "{name}",
             raw_golden_only=False,
         ),

@@ -1,15 +1,20 @@
-"""Which machine a number was measured on."""
+"""Which machine a number is measured on, and whether it is a profile's device."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import platform
 from pathlib import Path
 
+from edgeopt.devices.profile import DeviceProfile
 from edgeopt.results.measurements import Machine
 
 CPU_INFO = Path("/proc/cpuinfo")
+BOARD = Path("/proc/device-tree/model")
+ANY_CPU = "any-cpu"
+"""A profile's `runs_here` where every machine is the device."""
 
 
 # Instruction sets that decide which kernels a runtime takes.
@@ -94,28 +99,60 @@ def parse_cpu_info(text: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(sorted(present & FEATURES))
 
 
-def is_device(runs_here: str) -> bool:
-    """Tell whether this machine is the device that a profile's `runs_here` describes."""
-    if runs_here == "any-cpu":
-        return True
-    if runs_here.startswith("cuda-sm"):
-        return _cuda_capability() == runs_here.removeprefix("cuda-")
-    if runs_here.startswith("jetson-"):
-        try:
-            board = Path("/proc/device-tree/model").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return False
-        return runs_here.removeprefix("jetson-") in board.lower()
-    return False
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What this machine says of the device that it may be.
+
+    Attributes:
+        board: The device tree's model (`NVIDIA Jetson AGX Orin Developer Kit`), or empty.
+        gpu: The name of the first CUDA GPU, or empty.
+        capability: Its compute capability, `sm80`, or empty.
+    """
+
+    board: str = ""
+    gpu: str = ""
+    capability: str = ""
 
 
-def _cuda_capability() -> str:
+def hardware() -> Hardware:
+    """Ask this machine what it is; everything about devices is decided by the answer."""
+    try:
+        board = BOARD.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+    except OSError:
+        board = ""
     try:
         import torch
 
         if not torch.cuda.is_available():
-            return ""
+            return Hardware(board)
         major, minor = torch.cuda.get_device_capability(0)
+        return Hardware(board, torch.cuda.get_device_name(0), f"sm{major}{minor}")
     except Exception:  # a broken driver raises from C++
-        return ""
-    return f"sm{major}{minor}"
+        return Hardware(board)
+
+
+def is_device(profile: DeviceProfile) -> bool:
+    """Tell whether this machine is a profile's device."""
+    if profile.runs_here == ANY_CPU:
+        return True
+    kind, _, which = profile.runs_here.partition("-")
+    if kind == "cuda":
+        return bool(which) and hardware().capability == which
+    if kind == "jetson":
+        return bool(which) and which in hardware().board.lower()
+    return False
+
+
+def is_named(profile: DeviceProfile, name: str) -> bool | None:
+    """Tell whether a device that calls itself `name` is a profile's; None where nothing tells.
+
+    Its name tells by the words of the profile, or because it is this machine's and this machine is
+    the device.
+    """
+    if profile.runs_here in ("", ANY_CPU):
+        return None
+    words = (profile.name, profile.runs_here.rpartition("-")[2])
+    if any(word and word.lower() in name.lower() for word in words):
+        return True
+    found = hardware()
+    return bool(name) and name in (found.board, found.gpu) and is_device(profile)

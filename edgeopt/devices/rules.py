@@ -111,6 +111,11 @@ class RuleSet:
     wide_accumulator_bits: int = 32
     schema: int = SCHEMA_VERSION
 
+    @property
+    def x86(self) -> bool:
+        """Whether these are kernels of x86 CPUs."""
+        return self.isa.startswith("x86")
+
     def rule(self, operator: str) -> OperatorRule:
         """Return the rule of an operator; FLOAT where none is listed."""
         return self.operators.get(operator, OperatorRule(Compute.FLOAT, note="no integer kernel"))

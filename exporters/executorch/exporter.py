@@ -49,6 +49,12 @@ class ExecuTorchExporter(Exporter):
     needs: ClassVar[tuple[str, ...]] = ("executorch",)
     own_interface: ClassVar[bool] = True
     integer_pixels: ClassVar[bool] = False  # XNNPACK's delegate has no unsigned codes
+    suffix: ClassVar[str] = ".pte"
+    platforms: ClassVar[tuple[str, ...]] = ("android", "ios")
+    runtimes: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("ExecuTorch", "BSD-3-Clause"),
+        ("XNNPACK", "BSD-3-Clause"),
+    )
 
     def unsupported(self, request: ExportRequest) -> Sequence[str]:
         found = []

@@ -42,6 +42,10 @@ class OnnxExporter(Exporter):
     format: ClassVar[str] = "onnx"
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
     own_interface: ClassVar[bool] = True
+    suffix: ClassVar[str] = ".onnx"
+    extra_precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")
+    platforms: ClassVar[tuple[str, ...]] = ("android", "ios")
+    runtimes: ClassVar[tuple[tuple[str, str], ...]] = (("ONNX Runtime", "MIT"),)
 
     def unsupported(self, request: ExportRequest) -> Sequence[str]:
         found = []

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from edgeopt.ir.edges import where_is
 from edgeopt.quant.reading import quant_nodes
 
 CHIPS = "v73 v75 v79"
+COMPILER = "onnxruntime-qnn"
 OLDEST_WIDE_OPSET = 21
 
 
@@ -42,6 +43,17 @@ class QnnExporter(Exporter):
     format: ClassVar[str] = "qnn"
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
     own_interface: ClassVar[bool] = True
+    platforms: ClassVar[tuple[str, ...]] = ("android",)
+    runtimes: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("ONNX Runtime", "MIT"),
+        (
+            "Qualcomm AI Engine Direct (QNN) libraries",
+            "proprietary: the terms of Qualcomm's SDK; not part of these files",
+        ),
+    )
+
+    def compilers(self) -> Mapping[str, str]:
+        return {COMPILER: hexagon.tool_versions().get(COMPILER, "not installed")}
 
     def unsupported(self, request: ExportRequest) -> Sequence[str]:
         found = list(OnnxExporter().unsupported(request))

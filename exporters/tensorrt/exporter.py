@@ -44,6 +44,14 @@ class TensorRTExporter(Exporter):
 
     format: ClassVar[str] = "tensorrt"
     needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
+    device_script: ClassVar[str] = SCRIPT
+    platforms: ClassVar[tuple[str, ...]] = ("jetson",)
+    runtimes: ClassVar[tuple[tuple[str, str], ...]] = (
+        (
+            "TensorRT",
+            "proprietary: NVIDIA's software licence; comes with JetPack, not part of these files",
+        ),
+    )
 
     def unsupported(self, request: ExportRequest) -> Sequence[str]:
         found = list(OnnxExporter().unsupported(request))

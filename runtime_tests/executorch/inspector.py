@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.interface import IOSpec, Method
 from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
 from edgeopt.errors import BundleError
-from edgeopt.exporters.executorch.file import ExecuTorchFile, FileMethod, Kernel, read_file
+from edgeopt.exporters.executorch.file import (
+    ExecuTorchFile,
+    FileMethod,
+    FileTensor,
+    Kernel,
+    read_file,
+)
 from edgeopt.exporters.executorch.xnnpack_graph import XnnGraph, XnnNode
 from edgeopt.results.measurements import MemoryResult
 from edgeopt.results.structure import OperatorRow, ProofResult
@@ -100,6 +107,11 @@ class ExecuTorchInspector(Inspector):
 
         return ExecuTorchRunner()
 
+    def interface(self, path: Path) -> tuple[tuple[Method, ...], tuple[str, ...]]:
+        methods = read_file(path).methods
+        found = (Method(n, _specs(m.inputs), _specs(m.outputs)) for n, m in methods.items())
+        return tuple(found), ()
+
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
         file = read_file(folder / artifact.model_file.path)
         sites = Sites.read(folder, artifact)
@@ -180,6 +192,13 @@ class ExecuTorchInspector(Inspector):
 
         method = artifact.methods[0].name
         return peak_memory(artifact.name, folder / artifact.model_file.path, method=method)
+
+
+def _specs(tensors: Sequence[FileTensor]) -> tuple[IOSpec, ...]:
+    """Return what a plain file tells of its inputs or outputs; it has no names for them."""
+    return tuple(
+        IOSpec("", t.dtype, (BATCH, *t.shape[1:]) if t.dynamic else t.shape) for t in tensors
+    )
 
 
 def _at_one_sample(rows: list[OperatorRow], artifact: Artifact) -> list[OperatorRow]:

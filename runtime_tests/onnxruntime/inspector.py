@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from edgeopt.artifacts.artifact import Artifact
+from edgeopt.artifacts.interface import Method
 from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
 from edgeopt.results.measurements import MemoryResult
@@ -31,6 +32,12 @@ class OnnxInspector(Inspector):
         from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner()
+
+    def interface(self, path: Path) -> tuple[tuple[Method, ...], tuple[str, ...]]:
+        from edgeopt.exporters.onnx.signature import read_signature
+
+        signature = read_signature(path)
+        return (signature.method,), signature.external
 
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
         from edgeopt.runtime_tests.onnxruntime.placement import placement

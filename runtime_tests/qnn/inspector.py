@@ -42,6 +42,9 @@ class QnnInspector(OnnxInspector):
 
         return QnnRunner()
 
+    def untimed(self) -> str:
+        return "a simulator's time is not the NPU's"
+
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
         plain = counted(folder, artifact)
         contexts = _contexts(artifact)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,6 +27,10 @@ class TensorRTInspector(OnnxInspector):
     format: ClassVar[str] = "tensorrt"
     stands_in: ClassVar[bool] = True
     times_here: ClassVar[bool] = False
+
+    def untimed(self) -> str:
+        missing = find_spec("tensorrt") is None
+        return "TensorRT is not installed" if missing else "edgeopt has no runner for TensorRT"
 
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
         plain = counted(folder, artifact)

@@ -20,6 +20,7 @@ from torch import nn
 from edgeopt.api import assets as module
 from edgeopt.api.assets import run_assets
 from edgeopt.api.build import BuildOptions, run_build
+from edgeopt.api.formats import exporter_for, format_names
 from edgeopt.app_assets.manifest import AppManifest, AssetsResult, read_manifest
 from edgeopt.app_assets.platforms import PLATFORMS
 from edgeopt.app_assets.vectors import read_vectors
@@ -406,6 +407,33 @@ def test_the_guide_lists_every_platform() -> None:
         r"^\| `(\w+)` \| (.+?) \| `(.+?)` \|$", GUIDE.read_text(encoding="utf-8"), re.M
     )
     assert rows == [
-        (p.name, ", ".join(f"`{f}`" for f in p.formats), p.folder("NAME").as_posix())
+        (p.name, ", ".join(f"`{f}`" for f in loaded_on(p.name)), p.folder("NAME").as_posix())
         for p in PLATFORMS.values()
     ]
+
+
+def loaded_on(platform: str) -> list[str]:
+    """Return the formats that a platform's runtimes load."""
+    return [f for f in sorted(format_names()) if platform in exporter_for(f).platforms]
+
+
+def test_every_platform_loads_some_format_and_every_format_names_platforms_that_are_known() -> None:
+    assert all(loaded_on(name) for name in PLATFORMS)
+    for name in format_names():
+        assert set(exporter_for(name).platforms) <= set(PLATFORMS)
+
+
+def test_the_notices_name_what_runs_each_format_with_its_licence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path
+) -> None:
+    assert all(exporter_for(name).runtimes for name in format_names())
+    told = "- ExecuTorch: BSD-3-Clause\n- XNNPACK: BSD-3-Clause\n"
+    rows = exporter_for("executorch").runtimes
+    monkeypatch.setattr(type(exporter_for("onnx")), "runtimes", rows)
+    one = run_assets(bundle, "android", tmp_path / "one")
+    assert (Path(one.path) / "NOTICES.txt").read_text(encoding="utf-8").endswith(told)
+    monkeypatch.setattr(type(exporter_for("onnx")), "runtimes", ())
+    other = run_assets(bundle, "android", tmp_path / "other")
+    assert (
+        (Path(other.path) / "NOTICES.txt").read_text(encoding="utf-8").endswith("- onnx: unknown\n")
+    )

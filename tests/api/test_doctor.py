@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pydantic
@@ -11,8 +13,12 @@ import pytest
 from edgeopt.api import doctor
 from edgeopt.api.doctor import DoctorResult, run_doctor
 from edgeopt.cli import main
-from edgeopt.devices.machine import is_device, machine
+from edgeopt.devices import machine as machines
+from edgeopt.devices.machine import Hardware, machine
 from edgeopt.devices.profile import load_profile, profile_names
+
+A100 = Hardware(gpu="NVIDIA A100-SXM4-80GB", capability="sm80")
+ORIN = Hardware(board="NVIDIA Jetson AGX Orin Developer Kit")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +56,39 @@ def test_the_cpu_features_are_those_of_the_machine(result: DoctorResult) -> None
     assert all(feature.available == (feature.name in present) for feature in result.cpu)
 
 
-@pytest.mark.parametrize(
-    ("runs_here", "expected"),
-    [("any-cpu", True), ("", False), ("jetson-nosuchboard", False), ("cuda-sm10", False)],
-)
-def test_a_machine_is_recognised_by_the_profiles_word(runs_here: str, expected: bool) -> None:
-    assert is_device(runs_here) is expected
+@pytest.mark.parametrize("found", [A100, ORIN], ids=["a100", "orin"])
+def test_on_the_device_what_is_lacking_is_its_runtime(
+    found: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "hardware", lambda: found)
+    here = "a100" if found is A100 else "orin"
+    script = "run build_engine.py here and attach what it writes"
+    for name, installed in (("TensorRT is not installed", False), ("edgeopt has no runner", True)):
+        monkeypatch.setattr(
+            "edgeopt.runtime_tests.tensorrt.inspector.find_spec",
+            lambda _name, installed=installed: object() if installed else None,
+        )
+        reasons = {(m.profile, m.target): (m.here, m.reason) for m in doctor._measurable()}
+        word, reason = reasons[here, "tensorrt"]
+        assert word == "no"
+        assert reason.startswith(name)
+        assert reason.endswith(script)
+    other = "orin" if here == "a100" else "a100"
+    assert reasons[other, "tensorrt"][1].startswith("this machine is not NVIDIA")
+    assert reasons[here, "onnxruntime"] == ("stand-in", "")
+    assert reasons["host", "onnxruntime"] == ("yes", "")
+
+
+def test_without_torch_it_looks_all_the_same() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from edgeopt.api.doctor import run_doctor\n"
+        "found = run_doctor()\n"
+        "assert not found.healthy\n"
+        "print({m.here for m in found.measurable}, found.measurable[-1].reason)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("{'no'}")
 
 
 def test_a_missing_package_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from edgeopt.api.formats import inspector_for
 from edgeopt.api.gate import GateOptions, run_gate
 from edgeopt.api.gating.facts import facts_of
 from edgeopt.api.gating.opening import open_sides
 from edgeopt.cli import main
+from edgeopt.devices import machine as machines
+from edgeopt.devices.machine import Hardware
 from edgeopt.errors import BundleError, CheckFailed, ConfigError, EdgeOptError
 from edgeopt.limits.quantities import QUANTITIES, Evidence, compared
 from edgeopt.limits.results import GateLimit, GateResult
@@ -25,6 +28,7 @@ from tests.api.small_bundles import HERE, Small, accuracy, latency, products
 pytest.importorskip("onnxruntime")
 PASS, FAIL, OPEN = Verdict.PASS, Verdict.FAIL, Verdict.NOT_MEASURED
 QUICK = GateOptions(samples=10)
+ON_ORIN = Hardware("NVIDIA Jetson AGX Orin Developer Kit", "Orin", "sm87")
 TENSORRT = Small(format="tensorrt", profile="orin", target="tensorrt")
 
 
@@ -181,6 +185,36 @@ def test_a_profile_of_the_users_own_is_judged_where_its_build_measured(
     row = rows(result)["latency_p50_ms"]
     assert row.verdict is (PASS if at_home else OPEN)
     assert ("'my_board' is not at hand" in row.reason) is not at_home
+
+
+@pytest.mark.usefixtures("still")
+def test_on_the_device_itself_its_own_runtime_is_judged_and_a_stand_in_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Small(profile="orin", target="tensorrt")  # a file that ONNX Runtime times
+    for found, verdict in ((Hardware(), OPEN), (ON_ORIN, PASS)):
+        monkeypatch.setattr(machines, "hardware", lambda found=found: found)
+        for name in ("latency_p50", "peak_memory"):
+            assert rows(pair(tmp_path / str(verdict), own, own))[name].verdict is verdict
+    stand_in = dataclasses.replace(own, target="onnxruntime")
+    row = rows(pair(tmp_path / "stand_in", stand_in, stand_in))["latency_p50"]
+    assert row.verdict is OPEN
+    assert "it stands in for another runtime" in row.reason
+
+
+@pytest.mark.usefixtures("still")
+def test_on_the_device_a_runtime_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {}
+    for found in (Hardware(), ON_ORIN):
+        monkeypatch.setattr(machines, "hardware", lambda found=found: found)
+        told[found] = rows(pair(tmp_path / found.capability, TENSORRT, TENSORRT))["latency_p50"]
+    assert told[Hardware()].reason.startswith("a tensorrt file is timed on its device; ")
+    assert told[ON_ORIN].reason.startswith(f"{inspector_for('tensorrt').untimed()}; ")
+    for row in told.values():
+        assert row.verdict is OPEN
+        assert "report BUNDLE --attach" in row.reason
 
 
 # --- reports -------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from edgeopt.artifacts.artifact import Artifact, FileEntry
 from edgeopt.artifacts.interface import IOSpec, Method
 from edgeopt.artifacts.manifest import Manifest
 from edgeopt.cli import main
+from edgeopt.devices import machine as machines
+from edgeopt.devices.machine import Hardware
 from edgeopt.errors import BundleError, CheckFailed
 from edgeopt.files import to_json
 from edgeopt.results.measurements import Measured
@@ -119,6 +121,20 @@ def test_another_device_is_shown_and_never_judged(bundle: Path) -> None:
     assert _limit(report, "latency_p50_ms") == (Verdict.NOT_MEASURED, None)
     assert report.latency[0].stand_in
     assert any("NVIDIA A100" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_name_that_tells_nothing_is_the_devices_where_it_is_this_machines(
+    here: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle / "report.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"orin"', '"a100"'), encoding="utf-8")
+    found = Hardware(gpu="GRID board 7" if here else "GRID board 8", capability="sm80")
+    monkeypatch.setattr(machines, "hardware", lambda: found)
+    report = run_report(bundle, attach=_measured(bundle, device="GRID board 7")).report
+    assert report.latency[0].stand_in is not here
+    assert _limit(report, "latency_p50_ms")[0] is (Verdict.PASS if here else Verdict.NOT_MEASURED)
+    assert any("which is not NVIDIA A100" in w for w in report.warnings) is not here
 
 
 def test_wrong_answers_on_the_device_are_not_attached(bundle: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pytest
+import torch
 
 from edgeopt.devices import machine as machines
+from edgeopt.devices.machine import Hardware, is_device, is_named
+from edgeopt.devices.profile import DeviceProfile, Target, load_profile
 
 X86 = """processor\t: 0
 model name\t: Some CPU @ 2 GHz
@@ -54,3 +58,91 @@ def test_only_x86_without_vnni_saturates(
     monkeypatch.setattr(platform, "machine", lambda: architecture)
     monkeypatch.setattr(machines, "_processor", lambda: ("cpu", features))
     assert machines.has_vnni() is exact
+
+
+A100 = Hardware(gpu="NVIDIA A100-SXM4-80GB", capability="sm80")
+ORIN = Hardware("NVIDIA Jetson AGX Orin Developer Kit", "Orin", "sm87")
+H200 = Hardware(gpu="NVIDIA H200", capability="sm90")
+NOTHING = Hardware()
+
+
+def profile(runs_here: str, name: str = "mine") -> DeviceProfile:
+    target = Target("cpu", "onnx", "onnxruntime", "onnxruntime-x86")
+    return DeviceProfile(name, "My device", "int8", (target,), runs_here=runs_here)
+
+
+@pytest.mark.parametrize(
+    ("runs_here", "device"),
+    [
+        ("any-cpu", (A100, ORIN, H200, NOTHING)),
+        ("cuda-sm80", (A100,)),
+        ("cuda-sm87", (ORIN,)),
+        ("cuda-sm9", ()),
+        ("jetson-orin", (ORIN,)),
+        ("jetson-nosuchboard", ()),
+        ("cuda-", ()),
+        ("jetson-", ()),
+        ("a-device", ()),
+        ("", ()),
+    ],
+)
+def test_a_machine_is_recognised_by_the_profiles_word(
+    runs_here: str, device: tuple[Hardware, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for found in (A100, ORIN, H200, NOTHING):
+        monkeypatch.setattr(machines, "hardware", lambda found=found: found)
+        assert is_device(profile(runs_here)) is (found in device)
+
+
+def test_the_shipped_profiles_know_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, name in ((A100, "a100"), (ORIN, "orin")):
+        monkeypatch.setattr(machines, "hardware", lambda found=found: found)
+        known = [p for p in ("a100", "orin", "phone-cpu") if is_device(load_profile(p))]
+        assert known == [name]
+
+
+@pytest.mark.parametrize(
+    ("runs_here", "name", "expected"),
+    [
+        ("jetson-orin", "NVIDIA Jetson AGX Orin", True),
+        ("cuda-sm80", "Mine, revision 2", True),
+        ("cuda-sm80", "NVIDIA H200", False),
+        ("cuda-sm80", "", False),
+        ("any-cpu", "Pixel 9", None),
+        ("", "Pixel 9", None),
+    ],
+)
+def test_a_device_is_recognised_by_its_name(
+    runs_here: str, name: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "hardware", lambda: NOTHING)
+    assert is_named(profile(runs_here), name) is expected
+
+
+def test_a_name_without_the_profiles_words_is_the_devices_where_this_machine_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board = Hardware(gpu="GRID board 7", capability="sm80")
+    monkeypatch.setattr(machines, "hardware", lambda: board)
+    assert is_named(profile("cuda-sm80"), "GRID board 7") is True
+    assert is_named(profile("cuda-sm80"), "GRID board 8") is False
+    assert is_named(profile("cuda-sm90"), "GRID board 7") is False
+    assert is_named(profile("cuda-sm80"), "") is False  # it has no board, and that is no name
+
+
+def test_the_machine_itself_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machines, "BOARD", tmp_path / "model")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machines.hardware() == NOTHING
+    (tmp_path / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    assert machines.hardware() == Hardware("NVIDIA Jetson AGX Orin Developer Kit")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (8, 7))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "Orin")
+    assert machines.hardware() == ORIN
+
+    def broken(_index: int) -> None:
+        raise RuntimeError("driver")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", broken)
+    assert machines.hardware() == Hardware("NVIDIA Jetson AGX Orin Developer Kit")

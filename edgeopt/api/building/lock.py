@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeopt.api.building.options import BuildOptions
+from edgeopt.artifacts.artifact import FileEntry
 from edgeopt.errors import ConfigError
 from edgeopt.files import read_json, to_plain
 
@@ -92,6 +93,14 @@ def read_lock(path: Path) -> Lock:
     if lock.schema != SCHEMA_VERSION:
         raise ConfigError(f"{path}: schema {lock.schema}; this edgeopt reads {SCHEMA_VERSION}")
     return lock
+
+
+def unlike_files(lock: Lock, files: Sequence[FileEntry]) -> list[str]:
+    """Say which files are not the bytes that the lock names."""
+    found = {entry.path: entry.sha256 for entry in files}
+    names = sorted(set(lock.files) | set(found))
+    unlike = [name for name in names if lock.files.get(name) != found.get(name)]
+    return [f"not the bytes of the lock: {', '.join(unlike)}"] if unlike else []
 
 
 def differences(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from edgeopt.api.building.branches import Branch
 from edgeopt.api.building.inputs import Inputs
-from edgeopt.api.building.judgement import Written
 from edgeopt.api.building.lock import Lock, locked_options
 from edgeopt.api.building.options import BuildOptions
+from edgeopt.api.building.written import Written
 from edgeopt.artifacts import build_state
 from edgeopt.artifacts import bundle as bundles
 from edgeopt.artifacts.artifact import FileEntry
@@ -48,17 +48,17 @@ def write_manifest(
             model=job.loaded.source or job.loaded.name,
             profile=job.profile.name,
             recipe=job.recipe.name,
-            build_key=inputs.build_key,
-            hashes=inputs.hashes,
+            build_key=inputs.made_of.build_key,
+            hashes=inputs.made_of.hashes,
             seed=job.seed,
-            tools=inputs.tools,
+            tools=inputs.made_of.tools,
             artifacts=tuple(w.artifact for w in written),
             files=files,
             preprocessing=inputs.preprocessing,
             labels=job.loaded.labels,
             adapters=inputs.adapters,
             minimum_runtime={
-                t.runtime: t.minimum_runtime for t in inputs.targets if t.minimum_runtime
+                t.runtime: t.minimum_runtime for t in inputs.chosen.targets if t.minimum_runtime
             },
             golden={n: f"golden/{n}.npz" for n in names if f"golden/{n}.npz" in listed},
         ),
@@ -73,11 +73,11 @@ def write_lock(
     lock = Lock(
         options=locked_options(options),
         limits=options.limits,
-        hashes=inputs.hashes,
-        tools=inputs.tools,
-        machine=inputs.machine,
+        hashes=inputs.made_of.hashes,
+        tools=inputs.made_of.tools,
+        machine=inputs.made_of.machine,
         files={entry.path: entry.sha256 for entry in files},
-        build_key=inputs.build_key,
+        build_key=inputs.made_of.build_key,
     )
     write_text(folder / bundles.LOCK, to_json(lock))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeopt.api.formats import SUFFIXES
+from edgeopt.api.formats import format_of, inspector_for
 from edgeopt.api.gating.side import Side, artifact_row
 from edgeopt.artifacts.artifact import Artifact, FileEntry
 from edgeopt.artifacts.bundle import REPORT, Bundle
-from edgeopt.artifacts.interface import IOSpec, Method
+from edgeopt.artifacts.interface import IOSpec
 from edgeopt.errors import BundleError, CheckFailed, ConfigError
 from edgeopt.files import inside, sha256
 from edgeopt.results.reports import BuildReport
@@ -88,13 +88,10 @@ def _report(bundle: Bundle, artifact: Artifact) -> BuildReport | None:
 
 
 def _of_file(place: Path) -> Side:
-    if place.suffix not in SUFFIXES:
-        known = " or ".join(SUFFIXES)
-        raise BundleError(f"{place}: is neither a bundle nor a model file ({known})")
-    format_ = SUFFIXES[place.suffix]
+    format_ = format_of(place)
     if place.stat().st_size == 0:
         raise BundleError(f"{place}: is empty")
-    methods, beside = _read_file(place, format_)
+    methods, beside = inspector_for(format_).interface(place)
     paths = [place, *(inside(place.parent, name) for name in beside)]
     artifact = Artifact(
         name=place.stem,
@@ -107,30 +104,6 @@ def _of_file(place: Path) -> Side:
         tensor_map={},
     )
     return Side(place, place.parent, artifact)
-
-
-def _read_file(place: Path, format_: str) -> tuple[tuple[Method, ...], tuple[str, ...]]:
-    """Return a plain file's methods, and the files beside it that it needs."""
-    if format_ == "onnx":
-        from edgeopt.exporters.onnx.signature import read_signature
-
-        signature = read_signature(place)
-        return (signature.method,), signature.external
-    if format_ == "executorch":
-        return _executorch_methods(place), ()
-    raise BundleError(f"{place}: a plain {format_} file does not tell its inputs; name its bundle")
-
-
-def _executorch_methods(place: Path) -> tuple[Method, ...]:
-    from edgeopt.exporters.executorch.file import FileTensor, read_file
-
-    def specs(tensors: tuple[FileTensor, ...]) -> tuple[IOSpec, ...]:
-        return tuple(
-            IOSpec("", t.dtype, ("batch", *t.shape[1:]) if t.dynamic else t.shape) for t in tensors
-        )
-
-    methods = read_file(place).methods
-    return tuple(Method(name, specs(m.inputs), specs(m.outputs)) for name, m in methods.items())
 
 
 def _entry(path: Path) -> FileEntry:

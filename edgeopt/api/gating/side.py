@@ -7,13 +7,11 @@ from pathlib import Path
 
 from edgeopt.artifacts.artifact import Artifact
 from edgeopt.artifacts.bundle import Bundle
+from edgeopt.devices.machine import is_device
 from edgeopt.devices.profile import Protocol, load_profile
 from edgeopt.errors import ProfileError
 from edgeopt.limits.results import GateSide
 from edgeopt.results.reports import ArtifactRow, BuildReport
-
-ANY_CPU = "any-cpu"
-
 
 THIS_MACHINE = "host"
 
@@ -74,7 +72,7 @@ class Side:
             profile = load_profile(name)
         except ProfileError:  # a profile of the user's own: its build knew
             return "" if self._was_timed_at_home() else f"profile {name!r} is not at hand here"
-        if profile.runs_here != ANY_CPU:
+        if not is_device(profile):
             return f"this machine is not the device ({profile.title})"
         stand_ins = [target.name for target in profile.stand_ins]
         return "it stands in for another runtime" if self.artifact.target in stand_ins else ""

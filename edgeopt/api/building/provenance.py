@@ -1,0 +1,119 @@
+"""What a build is made of: its parts' hashes, its tools' versions, and the key of it all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from edgeopt.api.building.job import Job
+from edgeopt.api.building.lock import Lock, differences, locked_options
+from edgeopt.api.building.options import BuildOptions
+from edgeopt.api.formats import exporter_for
+from edgeopt.data import Samples
+from edgeopt.devices.machine import has_vnni
+from edgeopt.devices.profile import Target
+from edgeopt.devices.rules import load_rules
+from edgeopt.errors import CheckFailed
+from edgeopt.ir.digests import key_of
+from edgeopt.version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What a build is made of.
+
+    Attributes:
+        hashes: Part -> SHA-256.
+        tools: Tool -> version.
+        machine: What of the machine decides bytes.
+        build_key: Hash of options, parts, tools and machine.
+    """
+
+    hashes: Mapping[str, str]
+    tools: Mapping[str, str]
+    machine: Mapping[str, str]
+    build_key: str
+
+
+def provenance_of(
+    options: BuildOptions,
+    job: Job,
+    targets: Sequence[Target],
+    evaluation: Samples | None,
+    more: Mapping[str, str],
+) -> Provenance:
+    """Return what a build is made of.
+
+    Args:
+        options: As given.
+        job: What is compiled.
+        targets: For what, stand-ins among them.
+        evaluation: What judges, or None.
+        more: Hashes of further parts (the adapters).
+    """
+    hashes = {**_hashes(job, targets, evaluation), **more}
+    tools = tool_versions() | _compilers(targets)
+    machine = {"vnni": str(has_vnni()).lower()}
+    parts = {
+        "options": locked_options(options),
+        "hashes": hashes,
+        "tools": tools,
+        "machine": machine,
+    }
+    return Provenance(hashes, tools, machine, key_of(parts))
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what decides an artifact's bytes."""
+    import importlib.metadata as metadata
+    import platform
+
+    found = {"python": platform.python_version(), "edgeopt": __version__}
+    for name in ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def check_lock(lock: Lock, made_of: Provenance) -> tuple[str, ...]:
+    """Hold what a build is made of against a lock; say which tools are other versions.
+
+    Raises:
+        CheckFailed: If a part is not what was locked.
+    """
+    changed, other_tools = differences(lock, made_of.hashes, made_of.tools)
+    if changed:
+        raise CheckFailed(
+            f"the lock cannot be met: {', '.join(changed)} changed since it was written"
+        )
+    if other_tools:
+        return (f"not the tools of the lock, so bytes may differ: {'; '.join(other_tools)}",)
+    return ()
+
+
+def _hashes(job: Job, targets: Sequence[Target], evaluation: Samples | None) -> dict[str, str]:
+    modules = [f"{name} {type(m).__qualname__}" for name, m in job.loaded.module.named_modules()]
+    profile = {"profile": job.profile, "rules": [load_rules(t.rules) for t in targets]}
+    found = {
+        "weights": job.reference.digest,
+        "structure": key_of({"modules": modules}),
+        "recipe": key_of({"passes": [[p.name, p.options()] for p in job.passes]}),
+        "profile": key_of(profile),
+    }
+    if job.calibration is not None:
+        found["calibration"] = job.calibration.digest()
+    elif evaluation is not None:  # golden vectors are taken from it
+        found["evaluation"] = evaluation.digest()
+    return found
+
+
+def _compilers(targets: Sequence[Target]) -> dict[str, str]:
+    """Return the versions of compilers whose output is part of the bundle."""
+    formats = dict.fromkeys(target.format for target in targets)
+    return {
+        name: version
+        for format_ in formats
+        for name, version in exporter_for(format_).compilers().items()
+    }
