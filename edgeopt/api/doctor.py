@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 
+from edgeopt.api.importable import Imports, problem
 from edgeopt.devices.machine import is_device
 from edgeopt.devices.profile import Target
-from edgeopt.models.torchvision_operators import import_torchvision
 from edgeopt.results.measurements import Machine
 from edgeopt.results.verdicts import SCHEMA_VERSION
 
@@ -214,6 +214,9 @@ _PROVIDERS = (
 )
 
 
+_WITH_TORCH = ("torch", "timm", "transformers")
+"""What imports torch, which the rest of the doctor needs too; all else is asked in a child."""
+
 _CPU_FEATURES = {
     "x86": (
         ("avx2", "INT8 kernels of 256 bits"),
@@ -236,33 +239,28 @@ def run_doctor() -> DoctorResult:
     from edgeopt.version import __version__
 
     machine = describe()
+    wanted = (*_REQUIRED, *_OPTIONAL)
+    elsewhere = [w.module for w in wanted if w.module not in _WITH_TORCH]
+    with Imports(elsewhere) as imports:
+        problems = {module: problem(module) for module in _WITH_TORCH}
+        backends, measurable = _backends(), _measurable()
+        problems |= imports.problems()
     return DoctorResult(
         edgeopt=__version__,
         python=platform.python_version(),
         machine=machine,
-        pieces=(*(_look(w) for w in (*_REQUIRED, *_OPTIONAL)), *_backends()),
+        pieces=(*(_piece(w, problems[w.module]) for w in wanted), *backends),
         cpu=_cpu_features(frozenset(machine.features)),
-        measurable=_measurable(),
+        measurable=measurable,
     )
 
 
-def _look(wanted: _Wanted) -> Piece:
-    version, problem = _version(wanted.distributions), ""
-    if find_spec(wanted.module) is None:
-        problem = "not installed"
-    else:
-        try:
-            if wanted.module in ("timm", "transformers"):  # as the loaders do
-                import_torchvision()
-            import_module(wanted.module)
-        except Exception as failure:  # a broken install raises anything: OSError, RuntimeError, ...
-            first = (str(failure).splitlines() or [""])[0]
-            problem = f"does not import: {type(failure).__name__}: {first}"
+def _piece(wanted: _Wanted, problem: str) -> Piece:
     return Piece(
         name=wanted.name,
         kind=wanted.kind,
         available=not problem,
-        version=version,
+        version=_version(wanted.distributions),
         gives=wanted.gives,
         without=wanted.without,
         install=wanted.install,
@@ -281,7 +279,7 @@ def _version(distributions: tuple[str, ...]) -> str:
 
 def _backends() -> tuple[Piece, ...]:
     """Return what ONNX Runtime and torch can drive here."""
-    cuda = _cuda_device()
+    cuda = _torch_gpu()
     found = [
         Piece(
             name="CUDA",
@@ -316,7 +314,7 @@ def _backends() -> tuple[Piece, ...]:
     return tuple(found)
 
 
-def _cuda_device() -> str:
+def _torch_gpu() -> str:
     try:
         import torch
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import os
 import platform
+import sys
 from pathlib import Path
 
 from edgeopt.devices.profile import DeviceProfile
@@ -13,6 +15,9 @@ from edgeopt.results.measurements import Machine
 
 CPU_INFO = Path("/proc/cpuinfo")
 BOARD = Path("/proc/device-tree/model")
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of cuda.h
+CAPABILITY_MINOR = 76
 ANY_CPU = "any-cpu"
 """A profile's `runs_here` where every machine is the device."""
 
@@ -120,15 +125,30 @@ def hardware() -> Hardware:
         board = BOARD.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
     except OSError:
         board = ""
-    try:
-        import torch
+    return Hardware(board, *_first_gpu())
 
-        if not torch.cuda.is_available():
-            return Hardware(board)
-        major, minor = torch.cuda.get_device_capability(0)
-        return Hardware(board, torch.cuda.get_device_name(0), f"sm{major}{minor}")
-    except Exception:  # a broken driver raises from C++
-        return Hardware(board)
+
+def _first_gpu() -> tuple[str, str]:
+    """Return the name and the compute capability of the first GPU, or empty words.
+
+    The driver is asked, not torch: a machine whose torch is a CPU build is its device all the same.
+    """
+    name = ctypes.create_string_buffer(256)
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    try:
+        driver = ctypes.CDLL(DRIVER)
+        failed = (
+            driver.cuInit(0)
+            or driver.cuDeviceGet(ctypes.byref(device), 0)
+            or driver.cuDeviceGetName(name, len(name), device)
+            or driver.cuDeviceGetAttribute(ctypes.byref(major), CAPABILITY_MAJOR, device)
+            or driver.cuDeviceGetAttribute(ctypes.byref(minor), CAPABILITY_MINOR, device)
+        )
+    except (OSError, AttributeError):  # no driver, or another library of its name
+        return "", ""
+    if failed:
+        return "", ""
+    return name.value.decode(errors="replace"), f"sm{major.value}{minor.value}"
 
 
 def is_device(profile: DeviceProfile) -> bool:

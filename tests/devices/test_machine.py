@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from edgeopt.devices import machine as machines
 from edgeopt.devices.machine import Hardware, is_device, is_named
@@ -130,19 +130,45 @@ def test_a_name_without_the_profiles_words_is_the_devices_where_this_machine_has
     assert is_named(profile("cuda-sm80"), "") is False  # it has no board, and that is no name
 
 
+class Driver:
+    """A CUDA driver that says what it is told to."""
+
+    def __init__(self, *, fails: str = "", capability: tuple[int, int] = (8, 7)) -> None:
+        self._fails = fails
+        self._values = dict(zip((75, 76), capability, strict=True))
+
+    def cuInit(self, flags: int) -> int:
+        assert flags == 0
+        return 100 if self._fails == "init" else 0  # CUDA_ERROR_NO_DEVICE
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        device._obj.value = ordinal
+        return 101 if self._fails == "device" else 0
+
+    def cuDeviceGetName(self, name: Any, length: int, _device: Any) -> int:
+        assert length == 256
+        name.value = b"Orin"
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, _device: Any) -> int:
+        value._obj.value = self._values[attribute]
+        return 0
+
+
 def test_the_machine_itself_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machines, "BOARD", tmp_path / "model")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machines, "DRIVER", str(tmp_path / "libcuda.so.1"))
     assert machines.hardware() == NOTHING
     (tmp_path / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
-    assert machines.hardware() == Hardware("NVIDIA Jetson AGX Orin Developer Kit")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _index: (8, 7))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index: "Orin")
+    board = Hardware("NVIDIA Jetson AGX Orin Developer Kit")
+    assert machines.hardware() == board
+    monkeypatch.setattr(machines.ctypes, "CDLL", lambda _name: Driver())
     assert machines.hardware() == ORIN
-
-    def broken(_index: int) -> None:
-        raise RuntimeError("driver")
-
-    monkeypatch.setattr(torch.cuda, "get_device_name", broken)
-    assert machines.hardware() == Hardware("NVIDIA Jetson AGX Orin Developer Kit")
+    monkeypatch.setattr(machines.ctypes, "CDLL", lambda _name: Driver(capability=(12, 1)))
+    assert machines.hardware().capability == "sm121"
+    for failing in ("init", "device"):
+        driver = Driver(fails=failing)
+        monkeypatch.setattr(machines.ctypes, "CDLL", lambda _name, driver=driver: driver)
+        assert machines.hardware() == board
+    monkeypatch.setattr(machines.ctypes, "CDLL", lambda _name: object())
+    assert machines.hardware() == board
