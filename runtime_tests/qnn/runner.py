@@ -12,6 +12,7 @@ import numpy as np
 from edgeopt.errors import BundleError, ExportError, RuntimeUnavailable, nearest
 from edgeopt.exporters.qnn import hexagon
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
+from edgeopt.version import tool_versions
 
 
 class QnnSession:
@@ -84,7 +85,8 @@ class QnnRunner:
         """
         if (reason := hexagon.unavailable()) is not None:
             raise RuntimeUnavailable(reason)
-        return f"onnxruntime-qnn {hexagon.tool_versions()['onnxruntime-qnn']} (HTP simulator)"
+        name = "onnxruntime-qnn"
+        return f"{name} {tool_versions(name)[name]} (HTP simulator)"
 
     def load(self, files: Sequence[Path], options: LoadOptions) -> QnnSession:
         """Load a context file of an artifact's files.
