@@ -46,7 +46,6 @@ class ExecuTorchExporter(Exporter):
     """
 
     format: ClassVar[str] = "executorch"
-    needs: ClassVar[tuple[str, ...]] = ("executorch",)
     own_interface: ClassVar[bool] = True
     integer_pixels: ClassVar[bool] = False  # XNNPACK's delegate has no unsigned codes
     suffix: ClassVar[str] = ".pte"

@@ -42,7 +42,6 @@ class OnnxExporter(Exporter):
     """
 
     format: ClassVar[str] = "onnx"
-    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
     own_interface: ClassVar[bool] = True
     suffix: ClassVar[str] = ".onnx"
     extra_precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")

@@ -40,7 +40,6 @@ class QnnExporter(Exporter):
     """
 
     format: ClassVar[str] = "qnn"
-    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
     own_interface: ClassVar[bool] = True
     platforms: ClassVar[tuple[str, ...]] = ("android",)
     runtimes: ClassVar[tuple[tuple[str, str], ...]] = (

@@ -44,7 +44,6 @@ class TensorRTExporter(Exporter):
     """
 
     format: ClassVar[str] = "tensorrt"
-    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
     device_script: ClassVar[str] = SCRIPT
     platforms: ClassVar[tuple[str, ...]] = ("jetson",)
     runtimes: ClassVar[tuple[tuple[str, str], ...]] = (

@@ -45,17 +45,6 @@ class QnnSession:
                 made[name] = np.zeros(shape, kind.removeprefix("tensor(").removesuffix(")"))
         return made
 
-    def reset(self) -> None:
-        """Forget all state: there is none."""
-
-    def bind(self, adapter: str) -> None:
-        """Choose an adapter.
-
-        Raises:
-            BundleError: Always; the file's adapters are fused.
-        """
-        raise BundleError(f"{self.compiled.context.name}: has no adapter {adapter!r} to bind")
-
     def close(self) -> None:
         """End the simulator."""
         self._simulator.close()
