@@ -24,7 +24,7 @@ class NoKernelError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
+class Kernel:
     """A kernel that has everything but the values that flow.
 
     Attributes:

@@ -21,7 +21,7 @@ from torch.fx import Node, map_arg
 from edgeopt.errors import ConfigError
 from edgeopt.integer import kernels
 from edgeopt.integer.arithmetic import Arithmetic
-from edgeopt.integer.call import Bound, Call, NoKernelError, Parameters
+from edgeopt.integer.call import Call, Kernel, NoKernelError, Parameters
 from edgeopt.integer.grid import Array, Grid
 from edgeopt.integer.operators import ACTIVATIONS, HANDLERS, MOVES, between_codes, bind
 from edgeopt.ir import program
@@ -44,7 +44,7 @@ class Step:
     quantize: Node
     operator: Node | None
     activations: tuple[Node, ...] = ()
-    kernel: Bound | None = None
+    kernel: Kernel | None = None
     reason: str = ""
 
     @property
@@ -153,14 +153,14 @@ class Executor:
             return Step(quantize, producer, activations, reason=str(reason))
         return Step(quantize, producer, activations, _within(kernel, quantize))
 
-    def _rounding(self, source: Node, grid: Grid, axis: int | None) -> Bound:
+    def _rounding(self, source: Node, grid: Grid, axis: int | None) -> Kernel:
         """Return the kernel that quantizes floats."""
 
         def compute(floats: Array) -> Array:
             spread = grid if axis is None else grid.along(axis, floats.ndim)
             return kernels.quantize(floats, spread, self.arithmetic)
 
-        return Bound((source,), compute)
+        return Kernel((source,), compute)
 
     def _floats(self) -> dict[Node, str]:
         integer = {
@@ -248,7 +248,7 @@ def _producer(source: Node) -> tuple[Node | None, tuple[Node, ...]]:
     return None, ()
 
 
-def _within(kernel: Bound, quantize: Node) -> Bound:
+def _within(kernel: Kernel, quantize: Node) -> Kernel:
     """Keep codes in the range of the quantize node, where that is narrower than their type."""
     low, high = quantize.args[6], quantize.args[7]
 
@@ -259,7 +259,7 @@ def _within(kernel: Bound, quantize: Node) -> Bound:
             return codes
         return np.clip(codes, low, high).astype(codes.dtype)  # type: ignore[arg-type]
 
-    return Bound(kernel.reads, compute)
+    return Kernel(kernel.reads, compute)
 
 
 def _computes_floats(node: Node) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node, map_arg
 
 from edgeopt.integer import kernels
-from edgeopt.integer.call import Bound, Call, NoKernelError
+from edgeopt.integer.call import Call, Kernel, NoKernelError
 from edgeopt.integer.grid import Array, Grid
 from edgeopt.integer.window import Window
 from edgeopt.ir.dialect import DEQUANTIZE
@@ -24,10 +24,10 @@ MOVES = PADS | {"view", "reshape", "flatten", "permute", "transpose", "slice", "
 ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
 """What the kernel before it takes in: a clamp to codes."""
 
-Handler = Callable[[Call], Bound]
+Handler = Callable[[Call], Kernel]
 
 
-def bind(call: Call, activations: tuple[Node, ...]) -> Bound:
+def bind(call: Call, activations: tuple[Node, ...]) -> Kernel:
     """Return the kernel of an operator, with the activations behind it taken in.
 
     Args:
@@ -52,7 +52,7 @@ def bind(call: Call, activations: tuple[Node, ...]) -> Bound:
             codes = np.clip(codes, low, high).astype(codes.dtype)
         return codes
 
-    return Bound(bound.reads, compute)
+    return Kernel(bound.reads, compute)
 
 
 def _ends(activation: Node) -> tuple[float, float]:
@@ -75,7 +75,7 @@ def _code(real: float, grid: Grid) -> int:
 
 
 def _conv(rank: int) -> Handler:
-    def handler(call: Call) -> Bound:
+    def handler(call: Call) -> Kernel:
         x, weight = call.operand(0), call.operand(1, channels=True)
         strides, dilations = call.sizes(3, 1, rank), call.sizes(5, 1, rank)
         pads = call.sizes(4, 0, rank) * 2
@@ -95,12 +95,12 @@ def _conv(rank: int) -> Handler:
                 arithmetic=call.arithmetic,
             )
 
-        return Bound((x.codes, weight.codes), compute)
+        return Kernel((x.codes, weight.codes), compute)
 
     return handler
 
 
-def _linear(call: Call) -> Bound:
+def _linear(call: Call) -> Kernel:
     x, weight = call.operand(0), call.operand(1, channels=True)
     bias = call.bias(x.grid, weight.grid)
 
@@ -115,11 +115,11 @@ def _linear(call: Call) -> Bound:
             arithmetic=call.arithmetic,
         )
 
-    return Bound((x.codes, weight.codes), compute)
+    return Kernel((x.codes, weight.codes), compute)
 
 
 def _pair(kernel: Callable[..., Array]) -> Handler:
-    def handler(call: Call) -> Bound:
+    def handler(call: Call) -> Kernel:
         first, second = call.operand(0), call.operand(1)
         if call.node.kwargs.get("alpha", 1) != 1:
             raise NoKernelError(f"alpha {call.node.kwargs['alpha']}")
@@ -127,18 +127,18 @@ def _pair(kernel: Callable[..., Array]) -> Handler:
         def compute(a: Array, b: Array) -> Array:
             return kernel(a, first.grid, b, second.grid, call.out, call.arithmetic)
 
-        return Bound((first.codes, second.codes), compute)
+        return Kernel((first.codes, second.codes), compute)
 
     return handler
 
 
-def _subtract(call: Call) -> Bound:
+def _subtract(call: Call) -> Kernel:
     if not call.arithmetic.subtracts:
         raise NoKernelError(f"arithmetic {call.arithmetic.name} has no integer subtraction")
     return _pair(kernels.subtract)(call)
 
 
-def _mean(call: Call) -> Bound:
+def _mean(call: Call) -> Kernel:
     x = call.operand(0)
     rank = x.codes.meta["val"].dim()
     dims = sorted(int(dim) % rank for dim in call.argument(1) or ())
@@ -150,10 +150,10 @@ def _mean(call: Call) -> Bound:
         means = kernels.global_average_pool(codes, x.grid, call.out, call.arithmetic)
         return means if keep else means[:, :, 0, 0]
 
-    return Bound((x.codes,), compute)
+    return Kernel((x.codes,), compute)
 
 
-def _max_pool(call: Call) -> Bound:
+def _max_pool(call: Call) -> Kernel:
     x = call.operand(0)
     kernel = call.sizes(1, 1, 2)
     window = Window.of(
@@ -168,10 +168,10 @@ def _max_pool(call: Call) -> Bound:
         largest = kernels.max_pool(codes, window)
         return kernels.requantize_codes(largest, x.grid, call.out, call.arithmetic)
 
-    return Bound((x.codes,), compute)
+    return Kernel((x.codes,), compute)
 
 
-def _pad(call: Call) -> Bound:
+def _pad(call: Call) -> Kernel:
     x = call.operand(0)
     amounts = list(call.argument(1))
     if not all(isinstance(amount, int) for amount in amounts):
@@ -188,10 +188,10 @@ def _pad(call: Call) -> Bound:
         padded = torch.nn.functional.pad(wide, amounts, mode, border).numpy()
         return np.asarray(padded.astype(there.dtype))
 
-    return Bound((x.codes,), compute)
+    return Kernel((x.codes,), compute)
 
 
-def _move(call: Call) -> Bound:
+def _move(call: Call) -> Kernel:
     """Move codes as torch moves values, each operand brought to the output's grid first."""
     operands = call.operands()
     sizes = [n for n in call.node.all_input_nodes if n not in operands]
@@ -205,7 +205,7 @@ def _move(call: Call) -> Bound:
         args, kwargs = map_arg((call.node.args, call.node.kwargs), known.__getitem__)
         return np.asarray(target(*args, **kwargs).numpy())
 
-    return Bound((*(o.codes for o in operands.values()), *sizes), compute)
+    return Kernel((*(o.codes for o in operands.values()), *sizes), compute)
 
 
 HANDLERS: Mapping[str, Handler] = {

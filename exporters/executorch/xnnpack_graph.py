@@ -85,7 +85,7 @@ class XnnNode:
         operator: `FullyConnected`, `Add`, ...
         inputs: Values that it reads, the filter and bias last.
         output: The value that it writes.
-        handle: The graph node that it came from, or 65535.
+        handle: The graph node that it came from, or 65535: none.
         attributes: Its other fields.
     """
 

@@ -126,8 +126,8 @@ def test_a_product_that_is_no_linear_stays_float_by_name(
     module = seeded(kind)
     state = run(module, context(x), *QUANTIZE)
     assert state.plan is not None
-    assert float_operators(set(state.plan)) == named
-    assert float_operators(all(state.plan).values())
+    assert set(float_operators(state.plan)) == named
+    assert all(float_operators(state.plan).values())
     drift = state.history[-1].drift_db
     assert drift is not None
     assert drift > 30

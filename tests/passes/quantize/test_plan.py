@@ -253,7 +253,7 @@ def test_a_weight_that_a_float_embedding_reads_too_stays_float_with_the_reason(
 def test_a_table_that_no_integer_operator_reads_stays_float() -> None:
     plan = plan_of(planned(seeded(TiedHead), TOKENS, keep_float=("head",)))
     assert not [line for line in short(plan) if line.startswith("embedding:embedding#0.in0")]
-    assert float_operators(list(plan)) == ["head:linear#0"]
+    assert list(float_operators(plan)) == ["head:linear#0"]
 
 
 def test_a_layer_of_which_one_call_stays_float_keeps_its_embedding_float() -> None:
@@ -263,7 +263,7 @@ def test_a_layer_of_which_one_call_stays_float_keeps_its_embedding_float() -> No
             return self.head(self.mix(x)) + self.head(x)
 
     plan = plan_of(planned(seeded(TwoHeads), TOKENS, keep_float=("head:linear#1",)))
-    assert float_operators(set(plan)) == {"head:linear#0", "head:linear#1"}
+    assert set(float_operators(plan)) == {"head:linear#0", "head:linear#1"}
     assert not [line for line in short(plan) if line.startswith("embedding:embedding#0.in0")]
 
 
