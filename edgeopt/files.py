@@ -153,25 +153,41 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a half.
+@contextlib.contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """Yield a working file beside `final` that takes its place only if the block succeeds.
+
+    A reader sees the old file or the new one, never a half.
 
     Raises:
         BundleError: If the folder is read-only, or the disk is full.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # the suffix stays: some writers choose the format by it
+        handle, name = tempfile.mkstemp(
+            dir=final.parent, prefix=f".{final.name}.", suffix=final.suffix
+        )
+        os.close(handle)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            yield Path(name)
             os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
+            os.replace(name, final)
+        finally:
             Path(name).unlink(missing_ok=True)
-            raise
     except OSError as failure:
-        raise BundleError(f"{path}: cannot be written: {failure.strerror or failure}") from None
+        raise BundleError(f"{final}: cannot be written: {failure.strerror or failure}") from None
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole; raises as `atomic_file` does."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8 text whole; raises as `atomic_file` does."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 @contextlib.contextmanager

@@ -65,7 +65,6 @@ class Exporter(abc.ABC):
 
     Attributes:
         format: The format's name in profiles.
-        needs: Importable names; imported inside the methods only.
         own_interface: Its files may take pixels and codes in place of floats, and give codes.
         integer_pixels: Quantized programs normalize pixels in integers; otherwise in float.
         suffix: What a model file's name ends with where that alone shows the format (`.onnx`);
@@ -79,7 +78,6 @@ class Exporter(abc.ABC):
     """
 
     format: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]]
     own_interface: ClassVar[bool] = False
     integer_pixels: ClassVar[bool] = True
     suffix: ClassVar[str] = ""

@@ -26,7 +26,7 @@ class LoadOptions:
 
 
 class Session(Protocol):
-    """A loaded file. States (a KV cache) belong to the session."""
+    """A loaded file."""
 
     def run(self, method: str, inputs: Arrays) -> Arrays:
         """Run one method; outputs by name, in the file's order."""
@@ -34,14 +34,6 @@ class Session(Protocol):
 
     def example_inputs(self, method: str, *, seed: int = 0) -> Arrays:
         """Make inputs that a method takes: normal floats, zero integers, 1 for a dynamic size."""
-        ...
-
-    def reset(self) -> None:
-        """Forget all state."""
-        ...
-
-    def bind(self, adapter: str) -> None:
-        """Choose an adapter."""
         ...
 
     def close(self) -> None:

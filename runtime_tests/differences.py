@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from edgeopt.results.structure import NodeProof
+from edgeopt.devices.machine import machine
+from edgeopt.results.structure import NodeProof, ProofResult
 
 Array = np.ndarray[Any, Any]
 HISTOGRAM_KEYS = 32  # the most frequent differences; the rest is counted as "other"
+
+
+class Comparison:
+    """Collects the nodes of one file as they are compared."""
+
+    def __init__(self, arithmetic: str) -> None:
+        """Compare with an arithmetic, by its name in reports."""
+        self._arithmetic = arithmetic
+        self._details: list[NodeProof] = []
+        self._first = ""
+
+    def add(
+        self, name: str, operator: str, got: Array, wanted: Array, lsb: Array | float = 1.0
+    ) -> None:
+        """Compare one node's output; the arguments are `node_proof`'s."""
+        proof = node_proof(name, operator, got, wanted, lsb)
+        self._details.append(proof)
+        if proof.equal < proof.elements and not self._first:
+            self._first = first_difference(proof, got, wanted, self._arithmetic)
+
+    def result(
+        self,
+        artifact: str,
+        runtime: str,
+        *,
+        unproven: Mapping[str, str] | None = None,
+        float_islands: Mapping[str, int] | None = None,
+    ) -> ProofResult:
+        """Return what was found, on this machine.
+
+        Args:
+            artifact: The artifact's name.
+            runtime: Name and version.
+            unproven: Integer nodes without an arithmetic: name -> operator.
+            float_islands: Operator -> how many nodes the runtime keeps in float.
+        """
+        elements = sum(proof.elements for proof in self._details)
+        equal = sum(proof.equal for proof in self._details)
+        return ProofResult(
+            artifact=artifact,
+            runtime=runtime,
+            arithmetic=self._arithmetic,
+            nodes=len(self._details),
+            elements=elements,
+            equal=equal,
+            exact=equal == elements > 0,
+            max_lsb=max((proof.max_lsb for proof in self._details), default=0.0),
+            first_difference=self._first,
+            details=tuple(self._details),
+            unproven=dict(unproven or {}),
+            float_islands=dict(sorted((float_islands or {}).items())),
+            features=machine().features,
+        )
 
 
 def same_bits(got: Array, wanted: Array) -> Array:

@@ -16,6 +16,8 @@ from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
 from edgeopt.pipeline.reference import FloatReference
 from edgeopt.pipeline.state import ModelState
+from edgeopt.quant.plan import Plan
+from edgeopt.quant.spec import Role
 
 X86 = "onnxruntime-x86"
 TENSORRT = "tensorrt"
@@ -148,6 +150,12 @@ def go_on(state: ModelState, ctx: PassContext, *names: str | Pass[Any]) -> Model
     return Pipeline(
         passes(*names), start=state.stage, start_phase=state.phase, already=already
     ).run(state, ctx)
+
+
+def float_operators(plan: Plan) -> dict[str, str]:
+    """Return the operators that could be integer and stay float: address without port -> why."""
+    lines = [r for r in plan if r.role is Role.WEIGHT and r.spec is None and r.reason]
+    return {line.address.rpartition(".")[0]: line.reason for line in lines}
 
 
 QUANTIZE = ("capture", "plan", "calibrate", "quantize")

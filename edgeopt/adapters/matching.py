@@ -28,7 +28,6 @@ class Match:
         sites: Module FQN -> the tensors that its low-rank update changes, the weight first.
         ranks: Module FQN -> rank and scale in words.
         in_place: Tensor FQNs whose tied partners PEFT changes with them.
-        prefix: What stands before the adapter's names in the model, with its dot, or empty.
         notes: What a user should know.
     """
 
@@ -36,7 +35,6 @@ class Match:
     sites: Mapping[str, tuple[str, ...]]
     ranks: Mapping[str, str]
     in_place: frozenset[str]
-    prefix: str
     notes: tuple[str, ...]
 
 
@@ -82,7 +80,7 @@ def match(adapter: Adapter, module: nn.Module, weight: float) -> Match:
         _check_tensor(adapter, name, value, fqn, tensors)
         parts[fqn] = dataclasses.replace(parts.get(fqn, Part(adapter.name, weight)), whole=value)
     in_place = frozenset(prefix + name for name in adapter.in_place)
-    return Match(parts, sites, ranks, in_place, prefix, _notes(adapter, own, prefix))
+    return Match(parts, sites, ranks, in_place, _notes(adapter, own, prefix))
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from edgeopt.api.building.adapters import adapter_hashes, fuse
 from edgeopt.artifacts.artifact import FileEntry
 from edgeopt.devices.profile import load_profile
 from edgeopt.errors import AdapterError, BundleError
-from edgeopt.files import atomic_folder, sha256, to_json, write_text
+from edgeopt.files import atomic_folder, to_json, write_text
 from edgeopt.ir.digests import digest as weights_digest
 from edgeopt.models.load import load_model
 from edgeopt.models.loaded import LoadedModel
@@ -237,7 +237,7 @@ def run_fuse(
             base=weights_digest(loaded.module),
             fused=weights_digest(fused.loaded.module),
             adapters=tuple(FusedAdapter(d.resolve().name, w, adapter_hashes(d)) for d, w in specs),
-            file=FileEntry(MODEL, sha256(path), path.stat().st_size),
+            file=FileEntry.of(path),
             changes=record.changes,
             skipped=record.skipped,
             notes=record.notes,

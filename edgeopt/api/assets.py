@@ -35,7 +35,7 @@ from edgeopt.errors import (
     ProfileError,
     RuntimeUnavailable,
 )
-from edgeopt.files import atomic_folder, inside, sha256, to_json, write_text
+from edgeopt.files import atomic_folder, inside, sha256, to_json, write_bytes, write_text
 from edgeopt.progress import Progress, no_progress
 from edgeopt.results.verdicts import Check, Verdict
 
@@ -236,7 +236,7 @@ def _write(
     manifest = bundle.manifest
     models = [_write_model(bundle, chosen, artifact, folder) for artifact in picked]
     for path, content in chosen.extra_files(name).items():
-        (folder / path).write_bytes(content)
+        write_bytes(folder / path, content)
     if manifest.labels:
         lines = [" ".join(label.split()) for label in manifest.labels]
         write_text(folder / LABELS, "\n".join(lines) + "\n")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.errors import BundleError
-from edgeopt.files import inside, read_json, to_json, write_text
+from edgeopt.files import inside, read_json, to_json, write_bytes, write_text
 
 SCHEMA_VERSION = 1
 INDEX = "index.json"
@@ -83,14 +83,10 @@ def write_vectors(
             _raw(name, a, f"output{i}.bin") for i, (name, a) in enumerate(outputs.items())
         ),
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for row, array in zip(
-            (*index.inputs, *index.outputs), (*inputs.values(), *outputs.values()), strict=True
-        ):
-            (folder / row.file).write_bytes(_bytes(array))
-    except OSError as failure:
-        raise BundleError(f"{folder}: cannot be written: {failure.strerror or failure}") from None
+    for row, array in zip(
+        (*index.inputs, *index.outputs), (*inputs.values(), *outputs.values()), strict=True
+    ):
+        write_bytes(folder / row.file, _bytes(array))
     write_text(folder / INDEX, to_json(index))
     return index
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from edgeopt.artifacts.interface import Method
+from edgeopt.errors import BundleError
+from edgeopt.files import sha256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +19,23 @@ class FileEntry:
     path: str
     sha256: str
     size_bytes: int
+
+    @staticmethod
+    def of(path: Path, folder: Path | None = None) -> FileEntry:
+        """Describe a file that is there.
+
+        Args:
+            path: The file.
+            folder: The bundle's; the file's own if left out.
+
+        Raises:
+            BundleError: If it cannot be read.
+        """
+        name = path.relative_to(folder or path.parent).as_posix()
+        try:
+            return FileEntry(name, sha256(path), path.stat().st_size)
+        except OSError as failure:
+            raise BundleError(f"{path}: cannot be read: {failure.strerror or failure}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.artifacts.bundle import Bundle
 from edgeopt.errors import BundleError
-from edgeopt.files import read_json, to_json, write_text
+from edgeopt.files import read_json, to_json, write_bytes, write_text
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -35,16 +35,12 @@ def write_state(
     from edgeopt.ir.editor import without_traces
 
     place = folder / "state" / plan_name
-    place.mkdir(parents=True, exist_ok=True)
     for method, exported in programs.items():
         if not _readable(exported):
             continue  # modules with odd names: verify says that there is no program
         buffer = io.BytesIO()
         torch.export.save(without_traces(exported), buffer)
-        try:
-            (place / f"{method}.pt2").write_bytes(buffer.getvalue())
-        except OSError as failure:
-            raise BundleError(f"{place}: cannot be written: {failure.strerror}") from None
+        write_bytes(place / f"{method}.pt2", buffer.getvalue())
         write_text(place / f"{method}{_SITES}", to_json(LastingSites.of(exported.graph)))
     if plan is not None:
         write_text(place / "plan.json", to_json(plan))

@@ -102,7 +102,7 @@ class Bundle:
 def entries(folder: Path) -> tuple[FileEntry, ...]:
     """Describe every file of a folder that the manifest lists, sorted by path."""
     return tuple(
-        FileEntry(path.relative_to(folder).as_posix(), sha256(path), path.stat().st_size)
+        FileEntry.of(path, folder)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() not in UNLISTED
     )

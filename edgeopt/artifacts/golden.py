@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.errors import BundleError
+from edgeopt.files import atomic_file
 
 
 def write_golden(
@@ -25,12 +26,8 @@ def write_golden(
     path = folder / "golden" / f"{method}.npz"
     arrays: dict[str, Any] = {f"input:{name}": value for name, value in inputs.items()}
     arrays |= {f"output:{name}": value for name, value in outputs.items()}
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
-    except OSError as failure:
-        raise BundleError(f"{path}: cannot be written: {failure.strerror or failure}") from None
+    with atomic_file(path) as partial:
+        np.savez(partial, **arrays)
     return path.relative_to(folder).as_posix()
 
 

@@ -24,10 +24,6 @@ class FileTensors(Protocol):
         """Return the stored values in torch's layout (codes where quantized), or None."""
         ...
 
-    def same_storage(self, a: str, b: str) -> bool:
-        """Say whether two FQNs are one tensor in the file."""
-        ...
-
     def edge_dtype(self, edge: str) -> str | None:
         """Return the stored type of a quantized edge's codes (`int8`), or None if not quantized."""
         ...

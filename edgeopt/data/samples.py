@@ -112,11 +112,6 @@ class Samples:
         """Number of samples."""
         return len(self.indices)
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the samples carry labels."""
-        return self.source.read(self.indices[:1]).labels is not None
-
     def batches(self, size: int) -> Iterator[LabelledBatch]:
         """Read the samples in order, `size` at a time; the last batch may be smaller.
 

@@ -92,6 +92,11 @@ class Arithmetic:
             return RescaleKind.FLOAT32
         return RescaleKind.FIXED_POINT
 
+    @property
+    def subtracts(self) -> bool:
+        """Whether the runtime has an integer subtraction; only XNNPACK's is known."""
+        return self.elementwise is Elementwise.XNNPACK
+
     def factor(self, *scales: Array | np.float32, over: Array | np.float32 | None = None) -> Array:
         """Return the product of scales, divided by `over`.
 

@@ -50,7 +50,7 @@ def subtract(
     Raises:
         ConfigError: If the runtime has no such kernel; only XNNPACK's is known.
     """
-    if arithmetic.elementwise is not Elementwise.XNNPACK:
+    if not arithmetic.subtracts:
         raise ConfigError(f"arithmetic {arithmetic.name}: has no integer subtraction")
     return _shifted_add(a, a_grid, b, b_grid, out_grid, sign=-1)
 

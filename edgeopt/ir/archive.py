@@ -54,9 +54,7 @@ _TARGET = re.compile(
     r"|_operator\.(getitem|add|sub|mul|neg|pos|floordiv|truediv|mod|pow|eq|ne|lt|le|gt|ge|and_|or_"
     r"|not_)"
 )
-_DIALECT = frozenset(
-    f"torch.ops.edgeopt.{name}.default" for name in ("quantize", "dequantize", "lookup")
-)
+_DIALECT = frozenset(f"torch.ops.edgeopt.{name}.default" for name in ("quantize", "dequantize"))
 _REFUSED_OPERATORS = re.compile(r"torch\.ops\.aten\.(from_file|_print|save|load)\b.*")
 
 _EXPRESSIONS = frozenset(

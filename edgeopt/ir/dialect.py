@@ -1,7 +1,7 @@
-"""The operators of a quantized graph: `quantize`, `dequantize` and `lookup` of `edgeopt`.
+"""The operators of a quantized graph: `quantize` and `dequantize` of `edgeopt`.
 
-torch's own `quantized_decomposed` has no 4-bit storage, two-level scales or codebooks, so graphs
-carry these; legalizations lower them to what a target knows. Importing this module registers them.
+torch's own `quantized_decomposed` has no 4-bit storage and no blocks of scales, so graphs carry
+these; legalizations lower them to what a target knows. Importing this module registers them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ _DTYPES = {
     "int16": torch.int16,
     "uint16": torch.uint16,
     "int32": torch.int32,
-    # 2- to 4-bit codes are stored one a byte in the graph; exporters pack them.
-    "int4": torch.int8,
-    "uint4": torch.uint8,
-    "int2": torch.int8,
-    "uint2": torch.uint8,
+    "int4": torch.int8,  # one a byte
 }
 
 _LIBRARY = torch.library.Library("edgeopt", "DEF")
@@ -33,7 +29,6 @@ _LIBRARY.define(
     "dequantize(Tensor codes, Tensor scale, Tensor zero_point, int? axis, int[]? block_shape, "
     "str codes_dtype, ScalarType out_dtype) -> Tensor"
 )
-_LIBRARY.define("lookup(Tensor codes, Tensor table) -> Tensor")
 
 
 def storage_dtype(codes_dtype: str) -> torch.dtype:
@@ -93,14 +88,8 @@ def dequantize(
     return ((codes.to(torch.int32) - zero.to(torch.int32)).to(scale.dtype) * scale).to(out_dtype)
 
 
-def _lookup(codes: Tensor, table: Tensor) -> Tensor:
-    offset = 128 if codes.dtype == torch.int8 else 0
-    return table[codes.to(torch.int64) + offset]
-
-
 _LIBRARY.impl("quantize", quantize, "CompositeExplicitAutograd")
 _LIBRARY.impl("dequantize", dequantize, "CompositeExplicitAutograd")
-_LIBRARY.impl("lookup", _lookup, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("edgeopt::quantize")
@@ -113,11 +102,5 @@ def _fake_dequantize(codes, scale, zero_point, axis, block_shape, codes_dtype, o
     return torch.empty_like(codes, dtype=out_dtype)
 
 
-@torch.library.register_fake("edgeopt::lookup")
-def _fake_lookup(codes, table):  # type: ignore[no-untyped-def]
-    return torch.empty_like(codes, dtype=table.dtype)
-
-
 QUANTIZE = torch.ops.edgeopt.quantize.default
 DEQUANTIZE = torch.ops.edgeopt.dequantize.default
-LOOKUP = torch.ops.edgeopt.lookup.default

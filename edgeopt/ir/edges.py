@@ -33,18 +33,6 @@ class EdgeId:
     def __str__(self) -> str:
         return f"{self.node}.{self.port}"
 
-    @staticmethod
-    def parse(text: str) -> EdgeId:
-        """Read `n12.in0` back.
-
-        Raises:
-            ConfigError: If the text has no port.
-        """
-        node, dot, port = text.rpartition(".")
-        if not dot:
-            raise ConfigError(f"an edge id is NODE.PORT, not {text!r}")
-        return EdgeId(node, port)
-
 
 @dataclasses.dataclass(frozen=True)
 class Site:

@@ -26,7 +26,6 @@ class PassResult:
         changes: Site -> what happened, in words.
         skipped: Site -> why not.
         notes: Findings that belong to no single site.
-        moved: Old edge id -> new edge id.
         untied: Pairs of weights that the pass separated on purpose.
     """
 
@@ -34,13 +33,7 @@ class PassResult:
     changes: Mapping[str, str]
     skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    moved: Mapping[str, str] = dataclasses.field(default_factory=dict)
     untied: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def modified(self) -> bool:
-        """Whether anything changed."""
-        return bool(self.changes)
 
 
 class Pass(abc.ABC, Generic[ConfigT]):
@@ -51,7 +44,7 @@ class Pass(abc.ABC, Generic[ConfigT]):
         config_type: The frozen dataclass of its options.
         stage: Where it runs.
         effect: Whether outputs stay equal or drift.
-        produces: The stage it leads to; only `capture` and `lower_integer` set it.
+        produces: The stage it leads to; only `capture` sets it.
         from_phase: The phase that it needs on a GRAPH.
         to_phase: The phase that it leads to.
         must_follow: Names of passes that must stand before it.

@@ -5,23 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from edgeopt.errors import ConfigError, EdgeOptError, PassError, PipelineError, PreconditionError
 from edgeopt.pipeline.compiler_pass import Pass
 from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.state import ModelState, PassRecord, Phase, Stage
-
-
-class Observer(Protocol):
-    """Instrumentation: timing, progress, dumping. It never changes the state."""
-
-    def before(self, pass_: Pass[Any], state: ModelState) -> None:
-        """Called before a pass runs."""
-
-    def after(self, pass_: Pass[Any], state: ModelState, record: PassRecord) -> None:
-        """Called after a pass ran and was verified."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +34,7 @@ class Pipeline:
                 hint = (
                     "it changes modules, so put it before capture"
                     if pass_.stage < stage
-                    else f"put {'capture' if pass_.stage is Stage.GRAPH else 'lower_integer'} "
-                    "before it"
+                    else "put capture before it"
                 )
                 raise PipelineError(
                     f"{pass_.name} runs at {pass_.stage.name}, but stands where the model is at "
@@ -70,7 +58,6 @@ class Pipeline:
         ctx: PassContext,
         *,
         verify: str = "full",
-        observers: Sequence[Observer] = (),
         in_place: bool = False,
     ) -> ModelState:
         """Run the passes.
@@ -79,7 +66,6 @@ class Pipeline:
             state: Where to start. A module is copied once, so the caller's stays as it is.
             ctx: What passes may read.
             verify: `full`, `edited` (cheap checks, no forward passes) or `off`.
-            observers: Instrumentation.
             in_place: Edit the caller's module.
 
         Raises:
@@ -106,7 +92,7 @@ class Pipeline:
         level = Level(verify)
         for index, pass_ in enumerate(self.passes):
             ctx.progress(pass_.name, index, len(self.passes))
-            state = self._step(pass_, state, ctx, level, observers, check_step)
+            state = self._step(pass_, state, ctx, level, check_step)
         return state
 
     def _step(
@@ -115,7 +101,6 @@ class Pipeline:
         state: ModelState,
         ctx: PassContext,
         level: Any,
-        observers: Sequence[Observer],
         check_step: Any,
     ) -> ModelState:
         from edgeopt.pipeline.verifier.check import snapshot
@@ -123,8 +108,6 @@ class Pipeline:
         scoped = dataclasses.replace(
             ctx, scope=f"{pass_.name} {json.dumps(pass_.options(), sort_keys=True, default=str)}"
         )
-        for observer in observers:
-            observer.before(pass_, state)
         doing = "the model does not run on the example before it"
         try:
             pass_.requires(state, scoped)
@@ -153,12 +136,8 @@ class Pipeline:
             drift_db=drift_db,
             seconds=seconds,
             notes=result.notes,
-            moved=dict(result.moved),
         )
-        after = dataclasses.replace(result.state, history=(*state.history, record))
-        for observer in observers:
-            observer.after(pass_, after, record)
-        return after
+        return dataclasses.replace(result.state, history=(*state.history, record))
 
 
 def _ran_before(state: ModelState) -> str:

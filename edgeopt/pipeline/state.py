@@ -23,7 +23,6 @@ class Stage(enum.IntEnum):
 
     MODULE = 0
     GRAPH = 1
-    INTEGER = 2
 
 
 class Phase(enum.IntEnum):
@@ -41,34 +40,6 @@ class Effect(enum.Enum):
     APPROXIMATE = "approximate"  # they change; the drift is measured and recorded
 
 
-class WeightKind(enum.Enum):
-    """What a weight is."""
-
-    BASE = "base"
-    ADAPTER = "adapter"
-    CORRECTION = "correction"
-    CODEBOOK = "codebook"
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightRole:
-    """The role of one weight, for those that are not baked base weights.
-
-    Attributes:
-        kind: What it is.
-        adapter: The adapter's name, where `kind` is ADAPTER.
-        bound: False: baked into the program. True: bound at run time by `name`, `dtype` and
-            `max_shape`; it stands in the manifest's signature and is no user input.
-    """
-
-    kind: WeightKind = WeightKind.BASE
-    adapter: str = ""
-    bound: bool = False
-    name: str = ""
-    dtype: str = ""
-    max_shape: tuple[int, ...] = ()
-
-
 @dataclasses.dataclass(frozen=True)
 class PassRecord:
     """One line of history: what ran, with what, what it touched.
@@ -78,7 +49,6 @@ class PassRecord:
         skipped: Site -> why not.
         drift_db: SNR of the outputs against the state before, in dB, where measured.
         notes: Other findings worth telling (saturation, a range that more samples would move).
-        moved: Old edge id -> new edge id, for edges that the pass replaced.
     """
 
     name: str
@@ -88,7 +58,6 @@ class PassRecord:
     drift_db: float | None
     seconds: float
     notes: tuple[str, ...] = ()
-    moved: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +71,6 @@ class ModelState:
         contracts: What later passes must keep.
         plan: Which edges are to be quantized, and how.
         statistics: What calibration measured.
-        weights: Roles of weights that are not baked base weights.
-        assets: Side assets, such as adapters kept apart.
         history: What ran, in order.
     """
 
@@ -114,8 +81,6 @@ class ModelState:
     contracts: tuple[Contract, ...] = ()
     plan: Plan | None = None
     statistics: Statistics | None = None
-    weights: Mapping[str, WeightRole] = dataclasses.field(default_factory=dict)
-    assets: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     history: tuple[PassRecord, ...] = ()
 
     def __post_init__(self) -> None:

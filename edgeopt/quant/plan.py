@@ -85,19 +85,6 @@ class Plan:
         for rows in self.edges.values():
             yield from rows
 
-    def find(self, method: str, edge: EdgeId) -> PlannedEdge | None:
-        """Return the line of an edge, or None."""
-        return next((row for row in self.edges[method] if row.edge == edge), None)
-
     def lines(self) -> list[str]:
         """Return the plan as printed."""
         return [str(row) for row in self]
-
-    @property
-    def float_operators(self) -> dict[str, str]:
-        """Operators that could be integer and stay float: address without port -> reason."""
-        found: dict[str, str] = {}
-        for row in self:
-            if row.spec is None and row.reason and row.role is Role.WEIGHT:
-                found[row.address.rpartition(".")[0]] = row.reason
-        return found

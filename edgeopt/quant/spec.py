@@ -17,7 +17,6 @@ class Granularity(enum.Enum):
 
     TENSOR = "tensor"
     CHANNEL = "channel"
-    GROUP = "group"
 
 
 class Role(enum.Enum):
@@ -28,7 +27,6 @@ class Role(enum.Enum):
     WEIGHT = "weight"
     BIAS = "bias"
     CONSTANT = "constant"
-    STATE = "state"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +37,11 @@ class TensorSpec:
         bits: Width of a code.
         signed: Codes are two's complement; otherwise from 0.
         symmetric: The zero point is fixed: 0 where signed, the middle code where not.
-        granularity: One scale, one a channel, or one a group of `group_size` along `axis`.
-        axis: The channel axis (CHANNEL), or the axis that groups run along (GROUP).
-        group_size: Elements that share a scale; only for GROUP.
+        granularity: One scale, or one a channel.
+        axis: The channel axis, for CHANNEL.
+        group_size: 0, in bundles as in profiles: nothing computes one scale a group.
         narrow: Leave out the most negative code, so that -q is always a code.
-        dynamic: Parameters are computed at run time, from each input.
+        dynamic: False, as above: nothing computes parameters at run time.
     """
 
     bits: int = 8
@@ -58,8 +56,8 @@ class TensorSpec:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 32:
             raise ConfigError(f"quantization bits are 2 to 32, not {self.bits}")
-        if (self.granularity is Granularity.GROUP) != (self.group_size > 0):
-            raise ConfigError("group_size belongs to granularity 'group', and is at least 1 there")
+        if self.group_size or self.dynamic:
+            raise ConfigError("no group_size and no dynamic parameters: nothing computes them")
         if self.narrow and not self.signed:
             raise ConfigError("a narrow range belongs to signed codes")
 
@@ -83,7 +81,6 @@ class TensorSpec:
         where = {
             Granularity.TENSOR: "per tensor",
             Granularity.CHANNEL: f"per channel (axis {self.axis})",
-            Granularity.GROUP: f"groups of {self.group_size} (axis {self.axis})",
         }[self.granularity]
         return f"{self.codes_dtype} {kind} {where}"
 
@@ -101,31 +98,3 @@ class Affine:
     scale: Tensor
     zero_point: Tensor
     axis: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """One affine pair a group, optionally with scales that are themselves codes of a super-scale.
-
-    Attributes:
-        scale: float32, the tensor's shape with each axis divided by `block_shape`.
-        zero_point: Same shape, or None where symmetric.
-        block_shape: Elements along each axis that share a scale.
-        super_scale: float32 that multiplies integer `scale` codes (two-level scales), or None.
-    """
-
-    scale: Tensor
-    zero_point: Tensor | None
-    block_shape: tuple[int, ...]
-    super_scale: Tensor | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Codebook:
-    """`real = table[q]`, one table of 2^bits values a tensor or a channel."""
-
-    table: Tensor
-    axis: int | None = None
-
-
-QParams = Affine | Block | Codebook

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +14,17 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
-from edgeopt.artifacts.artifact import Artifact, FileEntry, TensorEntry
+from edgeopt.artifacts.artifact import Artifact, TensorEntry
 from edgeopt.artifacts.interface import IOSpec, Method
-from edgeopt.errors import BundleError, ExportError
+from edgeopt.errors import ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.exporters.executorch import lowering
 from edgeopt.exporters.executorch.file import ABOUT, ExecuTorchFile, parse
 from edgeopt.exporters.executorch.legal import illegal_quantization, illegal_shapes
 from edgeopt.exporters.executorch.mapping import Located, check_weights, map_edges, map_tensors
-from edgeopt.files import sha256, to_json, write_text
-from edgeopt.version import __version__
+from edgeopt.exporters.writing import publish
+from edgeopt.files import to_json
+from edgeopt.version import __version__, tool_versions
 
 INSTALL = "pip install 'edgeopt[executorch]'"
 BATCH = "batch"
@@ -46,7 +46,6 @@ class ExecuTorchExporter(Exporter):
     """
 
     format: ClassVar[str] = "executorch"
-    needs: ClassVar[tuple[str, ...]] = ("executorch",)
     own_interface: ClassVar[bool] = True
     integer_pixels: ClassVar[bool] = False  # XNNPACK's delegate has no unsigned codes
     suffix: ClassVar[str] = ".pte"
@@ -76,49 +75,40 @@ class ExecuTorchExporter(Exporter):
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise ExportError(f"executorch: {request.name}: {problems[0]}{more}")
         programs = {
-            name: lowering.bounded(exported, _largest(exported, request))
-            for name, exported in request.programs.items()
+            method: lowering.bounded(exported, _largest(exported, request))
+            for method, exported in request.programs.items()
         }
-        decomposed = {name: lowering.to_decomposed(p) for name, p in programs.items()}
+        decomposed = {method: lowering.to_decomposed(p) for method, p in programs.items()}
         lowered = lowering.lower(decomposed, _about(request), ABOUT)
-        path = folder / f"{request.name}.pte"
-        file = parse(lowered.data, path.name)
-        sites = {name: _sites(lowered, name) for name in programs}
+        name = f"{request.name}.pte"
+        file = parse(lowered.data, name)
+        sites = {method: _sites(lowered, method) for method in programs}
         located = Located(file, sites)
-        methods = tuple(_method(name, p, request) for name, p in programs.items())
-        _check_interface(file, methods, path.name)
-        _refuse_leftovers(file, lowered, path.name)
+        methods = tuple(_method(method, p, request) for method, p in programs.items())
+        _check_interface(file, methods, name)
+        _refuse_leftovers(file, lowered, name)
         tensor_map: dict[str, TensorEntry] = {}
         edge_map: dict[str, str] = {}
-        for name, exported in programs.items():
-            tensor_map |= map_tensors(located, name, exported)
-            edge_map |= map_edges(located, name, exported, path.name)
-            check_weights(located, name, exported, tensor_map, path.name)
-        beside = folder / f"{request.name}{SITES}"
-        _write(path, lowered.data)
-        write_text(beside, to_json({"schema": 1, "methods": sites}))
+        for method, exported in programs.items():
+            tensor_map |= map_tensors(located, method, exported)
+            edge_map |= map_edges(located, method, exported, name)
+            check_weights(located, method, exported, tensor_map, name)
+        beside = to_json({"schema": 1, "methods": sites})
+        files = publish(folder, {name: lowered.data, f"{request.name}{SITES}": beside})
         return Artifact(
             name=request.name,
             target=request.target.name,
             format=self.format,
             precision=request.precision,
             plan=request.plan,
-            files=(_entry(path), _entry(beside)),
+            files=files,
             methods=methods,
             tensor_map=tensor_map,
             edge_map=edge_map,
-            tools=tool_versions(),
+            tools=tool_versions("torch", "executorch"),
             options=dict(sorted({**request.target.options, **_bounds(file, methods)}.items())),
             notes=tuple(_notes(file, methods, request)),
         )
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of what writes ExecuTorch files."""
-    import importlib.metadata as metadata
-
-    names = ("torch", "executorch")
-    return {"edgeopt": __version__} | {name: metadata.version(name) for name in names}
 
 
 def _symbols(exported: ExportedProgram, request: ExportRequest) -> dict[str, str]:
@@ -280,17 +270,3 @@ def _notes(
         # torch guards the choice of a convolution's kernel below a batch of 16
         less = f", not {asked}: the captured operators hold only below that" if got < asked else ""
         yield f"{option.removeprefix('max_')} is at most {got}{less} (option {option})"
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as failure:
-        partial.unlink(missing_ok=True)
-        raise BundleError(f"{path}: cannot be written: {failure.strerror or failure}") from None
-
-
-def _entry(path: Path) -> FileEntry:
-    return FileEntry(path.name, sha256(path), path.stat().st_size)

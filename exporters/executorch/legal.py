@@ -9,7 +9,6 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeopt.ir import program
-from edgeopt.ir.dialect import LOOKUP
 from edgeopt.ir.edges import operator_name, where_is
 from edgeopt.quant.reading import QuantNode, quant_nodes, read
 
@@ -48,9 +47,6 @@ def illegal_quantization(exported: ExportedProgram) -> Iterator[str]:
             yield f"{where}: a weight with a zero point; XNNPACK takes symmetric weights"
         elif not constant and found.params.axis is not None:
             yield f"{where}: an activation with a scale for each channel"
-    yield from (
-        f"{where_is(n)}: a table lookup" for n in exported.graph.nodes if n.target is LOOKUP
-    )
     yield from _illegal_moves(exported)
 
 

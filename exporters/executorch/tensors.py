@@ -73,11 +73,6 @@ class ExecuTorchTensors:
         value = self._values.get(entry.name)
         return in_torch_layout(self._file.constant(value), entry.transform) if value else None
 
-    def same_storage(self, a: str, b: str) -> bool:
-        """Say whether two FQNs are the same bytes of the file."""
-        first, second = self._artifact.tensor_map.get(a), self._artifact.tensor_map.get(b)
-        return first is not None and first == second
-
     def edge_dtype(self, edge: str) -> str | None:
         """Return the type of a quantized edge's codes, or None."""
         place = self._artifact.edge_map.get(edge)

@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 
-NO_HANDLE = 65535
-
-
 _NO_ID = 0xFFFFFFFF
 
 
@@ -60,7 +57,6 @@ class XnnValue:
         dims: Sizes, channels last where the operator wants it.
         scale: Of per-tensor codes, exactly as stored; else None.
         zero_point: Of per-tensor codes.
-        channel_axis: Of per-channel codes, or None.
         scales_key: Named data that hold the channels' scales, or empty.
         data_key: Named data that hold a constant, or empty.
         external: Whether it enters or leaves the delegate.
@@ -71,7 +67,6 @@ class XnnValue:
     dims: tuple[int, ...]
     scale: float | None = None
     zero_point: int = 0
-    channel_axis: int | None = None
     scales_key: str = ""
     data_key: str = ""
     external: bool = False
@@ -90,9 +85,8 @@ class XnnNode:
         operator: `FullyConnected`, `Add`, ...
         inputs: Values that it reads, the filter and bias last.
         output: The value that it writes.
-        handle: The graph node that it came from, or `NO_HANDLE`.
+        handle: The graph node that it came from, or 65535: none.
         attributes: Its other fields.
-        bounds: Smallest and largest output, or None.
     """
 
     operator: str
@@ -100,7 +94,6 @@ class XnnNode:
     output: int
     handle: int
     attributes: Mapping[str, Any]
-    bounds: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +134,6 @@ def xnn_graph(graph: Mapping[str, Any]) -> XnnGraph:
     for entry in graph["xnodes"]:
         kind, body = entry["xnode_union"]
         inputs = tuple(body[name] for name in _present(kind, body, values))
-        bounds = entry["output_min_max"]
         nodes.append(
             XnnNode(
                 kind.removeprefix("XNN"),
@@ -149,7 +141,6 @@ def xnn_graph(graph: Mapping[str, Any]) -> XnnGraph:
                 body["output_id"],
                 entry["debug_handle"],
                 {k: v for k, v in body.items() if not k.endswith("_id")},
-                (bounds["output_min"], bounds["output_max"]) if bounds is not None else None,
             )
         )
     return XnnGraph(tuple(nodes), values)
@@ -179,7 +170,6 @@ def _values(graph: Mapping[str, Any], constants: list[str]) -> Iterator[tuple[in
                 tuple(body["dims"]),
                 held.get("scale") if params is not None and params[0] == "PerTensorQuant" else None,
                 held.get("zero_point", 0),
-                held.get("channel_dim") if per_channel else None,
                 constants[held["scale_buffer_idx"]] if per_channel else "",
                 constants[body["constant_buffer_idx"]] if body["constant_buffer_idx"] else "",
                 body["external_id"] != _NO_ID,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -10,7 +11,7 @@ from torch.export import ExportedProgram
 
 from edgeopt.artifacts.artifact import Artifact, FileEntry, TensorEntry
 from edgeopt.artifacts.interface import IOSpec, Method
-from edgeopt.errors import BundleError, ExportError
+from edgeopt.errors import ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.exporters.onnx.checking import check_file
 from edgeopt.exporters.onnx.naming import (
@@ -22,10 +23,11 @@ from edgeopt.exporters.onnx.naming import (
     site_of_nodes,
 )
 from edgeopt.exporters.onnx.translation import OPSETS, translated
-from edgeopt.files import sha256
+from edgeopt.exporters.writing import publish
+from edgeopt.files import atomic_file
 from edgeopt.ir import edges, program
 from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE
-from edgeopt.version import __version__
+from edgeopt.version import __version__, tool_versions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -40,7 +42,6 @@ class OnnxExporter(Exporter):
     """
 
     format: ClassVar[str] = "onnx"
-    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
     own_interface: ClassVar[bool] = True
     suffix: ClassVar[str] = ".onnx"
     extra_precisions: ClassVar[tuple[str, ...]] = ("float32", "float16")
@@ -85,33 +86,26 @@ class OnnxExporter(Exporter):
         name_interface(model, request)
         edge_map = name_codes(model, exported, folded)
         _strip(model, request)
-        path = folder / f"{request.name}.onnx"
-        _save(model, path)
-        tensor_map = _tensor_map(model, exported, transforms)
-        artifact = Artifact(
-            name=request.name,
-            target=request.target.name,
-            format=self.format,
-            precision=request.precision,
-            plan=request.plan,
-            files=(FileEntry(path.name, sha256(path), path.stat().st_size),),
-            methods=(_method(method, model, request),),
-            tensor_map=tensor_map,
-            edge_map=edge_map,
-            tools=tool_versions(),
-            options={"opset": int(request.target.options.get("opset", 20))},
-            notes=notes,
-        )
-        check_file(path, artifact, exported)
+        with tempfile.TemporaryDirectory() as work:
+            path = Path(work) / f"{request.name}.onnx"
+            _save(model, path)
+            artifact = Artifact(
+                name=request.name,
+                target=request.target.name,
+                format=self.format,
+                precision=request.precision,
+                plan=request.plan,
+                files=(FileEntry.of(path),),
+                methods=(_method(method, model, request),),
+                tensor_map=_tensor_map(model, exported, transforms),
+                edge_map=edge_map,
+                tools=tool_versions("torch", "onnx", "onnxscript", "onnx-ir"),
+                options={"opset": int(request.target.options.get("opset", 20))},
+                notes=notes,
+            )
+            check_file(path, artifact, exported)
+            publish(folder, {path.name: path})
         return artifact
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of what writes ONNX files."""
-    import importlib.metadata as metadata
-
-    names = ("torch", "onnx", "onnxscript", "onnx-ir")
-    return {"edgeopt": __version__} | {name: metadata.version(name) for name in names}
 
 
 def _rewrite(model: ir.Model) -> tuple[dict[str, str], dict[str, ir.Value]]:
@@ -162,10 +156,8 @@ def _save(model: ir.Model, path: Path) -> None:
     import onnx_ir.passes.common as common
 
     common.RemoveUnusedNodesPass()(model)
-    try:
-        ir.save(model, path)
-    except OSError as failure:
-        raise BundleError(f"{path}: cannot be written: {failure.strerror or failure}") from None
+    with atomic_file(path) as partial:
+        ir.save(model, partial)
 
 
 def _tensor_map(

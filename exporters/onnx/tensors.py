@@ -33,11 +33,6 @@ class OnnxTensors:
         data = value.const_value.numpy()
         return np.transpose(data) if entry.transform == "transpose" else data
 
-    def same_storage(self, a: str, b: str) -> bool:
-        """Say whether two FQNs are one initializer."""
-        first, second = self._artifact.tensor_map.get(a), self._artifact.tensor_map.get(b)
-        return first is not None and first == second
-
     def edge_dtype(self, edge: str) -> str | None:
         """Return the type of a quantized edge's codes, or None."""
         name = self._artifact.edge_map.get(edge)

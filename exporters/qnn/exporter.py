@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +11,15 @@ from typing import ClassVar
 from torch.export import ExportedProgram
 
 from edgeopt.artifacts.artifact import Artifact, FileEntry
-from edgeopt.errors import BundleError, ExportError, RuntimeUnavailable
+from edgeopt.errors import ExportError, RuntimeUnavailable
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.exporters.onnx.exporter import OnnxExporter
 from edgeopt.exporters.qnn import hexagon
-from edgeopt.files import sha256
+from edgeopt.exporters.writing import publish
 from edgeopt.ir.dialect import QUANTIZE
 from edgeopt.ir.edges import where_is
 from edgeopt.quant.reading import quant_nodes
+from edgeopt.version import tool_versions
 
 CHIPS = "v73 v75 v79"
 COMPILER = "onnxruntime-qnn"
@@ -41,7 +40,6 @@ class QnnExporter(Exporter):
     """
 
     format: ClassVar[str] = "qnn"
-    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
     own_interface: ClassVar[bool] = True
     platforms: ClassVar[tuple[str, ...]] = ("android",)
     runtimes: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -53,7 +51,7 @@ class QnnExporter(Exporter):
     )
 
     def compilers(self) -> Mapping[str, str]:
-        return {COMPILER: hexagon.tool_versions().get(COMPILER, "not installed")}
+        return {COMPILER: tool_versions(COMPILER)[COMPILER]}
 
     def unsupported(self, request: ExportRequest) -> Sequence[str]:
         found = list(OnnxExporter().unsupported(request))
@@ -80,7 +78,9 @@ class QnnExporter(Exporter):
                 format=self.format,
                 options=dict(sorted({**request.target.options, **plain.options}.items())),
             )
-            return _publish(_compiled(artifact, work, _hexagon(request)), work, folder)
+            done = _compiled(artifact, work, _hexagon(request))
+            files = publish(folder, {entry.path: work / entry.path for entry in done.files})
+            return dataclasses.replace(done, files=files)
 
 
 def _hexagon(request: ExportRequest) -> str:
@@ -111,8 +111,8 @@ def _compiled(artifact: Artifact, folder: Path, chips: str) -> Artifact:
         except RuntimeUnavailable as reason:
             notes.append(f"not compiled for the NPU: {reason}")
             break
-        entries += [_entry(path) for path in (done.context, *done.binaries)]
-        tools |= hexagon.tool_versions() | {"qnn-sdk": done.sdk}
+        entries += [FileEntry.of(path) for path in (done.context, *done.binaries)]
+        tools |= tool_versions(*hexagon.DISTRIBUTIONS) | {"qnn-sdk": done.sdk}
         notes += _left(done)
     return dataclasses.replace(
         artifact, files=tuple(entries), notes=tuple(dict.fromkeys(notes)), tools=tools
@@ -129,21 +129,3 @@ def _left(done: hexagon.Compiled) -> list[str]:
         f"{done.chip.version}: {done.partitions} partitions; {named}{more} run on the CPU between "
         "them"
     ]
-
-
-def _entry(path: Path) -> FileEntry:
-    return FileEntry(path.name, sha256(path), path.stat().st_size)
-
-
-def _publish(artifact: Artifact, work: Path, folder: Path) -> Artifact:
-    """Put the checked files into the folder, the model last."""
-    for entry in reversed(artifact.files):
-        final, partial = folder / entry.path, folder / f".{entry.path}.partial"
-        try:
-            shutil.copyfile(work / entry.path, partial)
-            os.replace(partial, final)
-        except OSError as failure:
-            partial.unlink(missing_ok=True)
-            reason = failure.strerror or failure
-            raise BundleError(f"{final}: cannot be written: {reason}") from None
-    return artifact

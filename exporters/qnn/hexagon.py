@@ -39,6 +39,7 @@ from edgeopt.exporters import child
 
 INSTALL = "pip install 'edgeopt[qnn]'"
 OLDEST_GLIBC = (2, 35)
+DISTRIBUTIONS = ("onnxruntime", "onnxruntime-qnn")  # what compiles
 COMPATIBILITY = "ep_compatibility_info.QNNExecutionProvider"
 """Metadata of a compiled file: `v2:..:SDK:..:HTP ARCH:SOC MODEL:..`."""
 
@@ -122,17 +123,6 @@ def unavailable() -> str | None:
         oldest = ".".join(map(str, OLDEST_GLIBC))
         return f"onnxruntime-qnn needs glibc {oldest} or newer, and this system has {version}"
     return None
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of what compiles, or nothing where it is not installed."""
-    import importlib.metadata as metadata
-
-    try:
-        names = ("onnxruntime", "onnxruntime-qnn")
-        return {name: metadata.version(name) for name in names}
-    except metadata.PackageNotFoundError:
-        return {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.exporters.qnn.hexagon import write_frame
+from edgeopt.files import write_text
 
 PROVIDER = "QNNExecutionProvider"
 _ONLY_FATAL = 4
@@ -41,9 +42,7 @@ def _compile(order: Mapping[str, Any]) -> None:
         found = {}
     except Exception as failure:  # the runtime's own errors share no base but Exception
         found = _told(failure)
-    partial = answer.with_suffix(".partial")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    partial.replace(answer)
+    write_text(answer, json.dumps(found))
 
 
 def _serve(order: Mapping[str, Any]) -> None:

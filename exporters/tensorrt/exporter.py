@@ -14,13 +14,14 @@ import torch
 from torch.export import ExportedProgram
 
 from edgeopt.artifacts.artifact import Artifact, FileEntry
-from edgeopt.errors import BundleError, ExportError
+from edgeopt.errors import ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.exporters.onnx.checking import check_file
 from edgeopt.exporters.onnx.exporter import OnnxExporter
 from edgeopt.exporters.tensorrt import operators as table
 from edgeopt.exporters.tensorrt.engine import EngineDescription, describe_engine, parse_profile
-from edgeopt.files import sha256, to_json, write_text
+from edgeopt.exporters.writing import publish
+from edgeopt.files import to_json
 from edgeopt.ir import program
 from edgeopt.ir.dialect import DEQUANTIZE
 from edgeopt.ir.edges import where_is
@@ -43,7 +44,6 @@ class TensorRTExporter(Exporter):
     """
 
     format: ClassVar[str] = "tensorrt"
-    needs: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnx_ir")
     device_script: ClassVar[str] = SCRIPT
     platforms: ClassVar[tuple[str, ...]] = ("jetson",)
     runtimes: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -90,7 +90,7 @@ class TensorRTExporter(Exporter):
             artifact = dataclasses.replace(
                 plain,
                 format=self.format,
-                files=(_entry(path),),
+                files=(FileEntry.of(path),),
                 notes=(*plain.notes, *notes),
                 options=dict(sorted(request.target.options.items())),
             )
@@ -98,7 +98,11 @@ class TensorRTExporter(Exporter):
             check_file(path, artifact, exported)
             description = describe_engine(artifact, request)
             _check_written(path, description, artifact, exported)
-            return _publish(path, to_json(description), artifact, folder)
+            about = f"{artifact.name}.engine.json"
+            files = publish(
+                folder, {path.name: path, about: to_json(description), SCRIPT: script_text()}
+            )
+            return dataclasses.replace(artifact, files=files)
 
 
 def _illegal_quantization(exported: ExportedProgram) -> Iterator[str]:
@@ -185,29 +189,7 @@ def _quantized_weights(exported: ExportedProgram) -> Iterator[str]:
             yield names[codes.name]
 
 
-def _entry(path: Path) -> FileEntry:
-    return FileEntry(path.name, sha256(path), path.stat().st_size)
-
-
 def script_text() -> str:
     """Return the on-device script as it ships."""
     place = resources.files("edgeopt.exporters.tensorrt.on_device").joinpath(SCRIPT)
     return place.read_text(encoding="utf-8")
-
-
-def _publish(path: Path, description: str, artifact: Artifact, folder: Path) -> Artifact:
-    """Put the checked files into the folder, the model last."""
-    about = folder / f"{artifact.name}.engine.json"
-    write_text(about, description)
-    write_text(folder / SCRIPT, script_text())
-    final = folder / path.name
-    partial = folder / f".{path.name}.partial"
-    try:
-        partial.write_bytes(path.read_bytes())
-        os.replace(partial, final)
-    except OSError as failure:
-        partial.unlink(missing_ok=True)
-        raise BundleError(f"{final}: cannot be written: {failure.strerror or failure}") from None
-    return dataclasses.replace(
-        artifact, files=(_entry(final), _entry(about), _entry(folder / SCRIPT))
-    )

@@ -197,18 +197,6 @@ class ExecuTorchSession:
         _, outputs = self._process.ask("run", self._where, arrays, id=self._id, method=method)
         return dict(zip(self.output_names(method), outputs, strict=True))
 
-    def reset(self) -> None:
-        """Forget all state."""
-        self._process.ask("reset", self._where, id=self._id)
-
-    def bind(self, adapter: str) -> None:
-        """Choose an adapter.
-
-        Raises:
-            BundleError: Always; this file's adapters are fused.
-        """
-        raise BundleError(f"{self._where}: has no adapter {adapter!r} to bind")
-
     def prepare(self, method: str, inputs: Arrays) -> None:
         """Keep the inputs of the calls that `timed` makes."""
         self._process.ask(

@@ -56,7 +56,7 @@ class Worker:
 
         self._runtime = runtime
         self._threads = 0
-        self._programs: dict[int, tuple[Any, dict[str, Any], str, bool]] = {}
+        self._programs: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._prepared: dict[int, tuple[Any, list[Any]]] = {}
 
     def load(self, head: dict[str, Any], _arrays: list[Any]) -> tuple[dict[str, Any], list[Any]]:
@@ -66,7 +66,7 @@ class Worker:
             self._threads = head["threads"]
         program = self._open(head["path"], head["profile"])
         methods = {name: program.load_method(name) for name in head["methods"]}
-        self._programs[head["id"]] = program, methods, head["path"], head["profile"]
+        self._programs[head["id"]] = program, methods
         return {}, []
 
     def _open(self, path: str, profile: bool) -> Any:
@@ -75,15 +75,6 @@ class Worker:
             enable_etdump=profile,
             program_verification=self._runtime.Verification.InternalConsistency,
         )
-
-    def reset(self, head: dict[str, Any], _arrays: list[Any]) -> tuple[dict[str, Any], list[Any]]:
-        """Load the methods anew, which forgets their state."""
-        _, methods, path, profile = self._programs.pop(head["id"])
-        self._prepared.pop(head["id"], None)
-        program = self._open(path, profile)
-        fresh = {name: program.load_method(name) for name in methods}
-        self._programs[head["id"]] = program, fresh, path, profile
-        return {}, []
 
     def close(self, head: dict[str, Any], _arrays: list[Any]) -> tuple[dict[str, Any], list[Any]]:
         """Free a program."""

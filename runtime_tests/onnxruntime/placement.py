@@ -52,18 +52,6 @@ class Placement:
         return self.int8_macs / self.macs if self.macs else None
 
 
-def operator_rows(
-    artifact: str,
-    model: Path,
-    optimized: Path,
-    *,
-    tensor_map: Mapping[str, TensorEntry] | None = None,
-    inputs: Arrays | None = None,
-) -> tuple[OperatorRow, ...]:
-    """Say where each operator runs; arguments and errors as `placement`'s."""
-    return placement(artifact, model, optimized, tensor_map=tensor_map, inputs=inputs).rows
-
-
 def placement(
     artifact: str,
     model: Path,

@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.devices.machine import machine
 from edgeopt.integer import kernels
 from edgeopt.integer.arithmetic import ORT_MLAS, Arithmetic
 from edgeopt.integer.kernels import Grid, Window
-from edgeopt.results.structure import NodeProof, ProofResult
+from edgeopt.results.structure import ProofResult
 from edgeopt.runtime_tests.base import Arrays
-from edgeopt.runtime_tests.differences import first_difference, node_proof
+from edgeopt.runtime_tests.differences import Comparison
 from edgeopt.runtime_tests.onnxruntime.graph import (
     OrtNode,
     is_integer,
@@ -104,10 +103,9 @@ def prove(
         graph = read_graph(optimized)
         wanted = [name for n in graph.nodes for name in (*n.inputs, *n.outputs)]
         values = {**graph.constants, **run_with_probes(optimized, inputs, wanted)}
-    details: list[NodeProof] = []
+    compared = Comparison(arithmetic.name)
     unproven: dict[str, str] = {}
     islands: Counter[str] = Counter()
-    first = ""
     for node in graph.nodes:
         if is_move(node) or node.outputs[0] not in values:
             continue
@@ -116,42 +114,15 @@ def prove(
             islands[node.operator] += values[node.outputs[0]].dtype.kind == "f"
             continue
         case = _Case(node, values, arithmetic)
+        name = node.name or node.outputs[0]
         try:
             answer = _answer(case)
         except _NoArithmeticError:
-            unproven[node.name or node.outputs[0]] = node.operator
+            unproven[name] = node.operator
             continue
-        proof = _compare(case, answer)
-        details.append(proof)
-        if proof.equal < proof.elements and not first:
-            first = first_difference(proof, case.output, answer.output, arithmetic.name)
-    return _result(artifact, arithmetic, tuple(details), unproven, +islands, first)
-
-
-def _result(
-    artifact: str,
-    arithmetic: Arithmetic,
-    details: tuple[NodeProof, ...],
-    unproven: Mapping[str, str],
-    islands: Mapping[str, int],
-    first: str,
-) -> ProofResult:
-    elements, equal = sum(d.elements for d in details), sum(d.equal for d in details)
-    return ProofResult(
-        artifact=artifact,
-        runtime=OnnxRuntimeRunner().version(),
-        arithmetic=arithmetic.name,
-        nodes=len(details),
-        elements=elements,
-        equal=equal,
-        exact=equal == elements > 0,
-        max_lsb=max((d.max_lsb for d in details), default=0.0),
-        first_difference=first,
-        details=details,
-        unproven=unproven,
-        float_islands=dict(sorted(islands.items())),
-        features=machine().features,
-    )
+        compared.add(name, node.operator, case.output, answer.output, answer.lsb)
+    runtime = OnnxRuntimeRunner().version()
+    return compared.result(artifact, runtime, unproven=unproven, float_islands=+islands)
 
 
 def _answer(case: _Case) -> _Answer:
@@ -159,11 +130,6 @@ def _answer(case: _Case) -> _Answer:
     if handler is None:
         raise _NoArithmeticError
     return handler(case)
-
-
-def _compare(case: _Case, answer: _Answer) -> NodeProof:
-    name = case.node.name or case.node.outputs[0]
-    return node_proof(name, case.node.operator, case.output, answer.output, answer.lsb)
 
 
 def _window(case: _Case, kernel: tuple[int, ...]) -> Window:

@@ -56,17 +56,6 @@ class OnnxRuntimeSession:
             raise error(f"{self._where}: cannot be run: {one_line(failure)}") from failure
         return dict(zip(self.output_names, outputs, strict=True))
 
-    def reset(self) -> None:
-        """Forget all state: there is none."""
-
-    def bind(self, adapter: str) -> None:
-        """Choose an adapter.
-
-        Raises:
-            BundleError: Always; an ONNX file's adapters are fused.
-        """
-        raise BundleError(f"{self._where}: has no adapter {adapter!r} to bind")
-
     def example_inputs(self, method: str = "forward", *, seed: int = 0) -> Arrays:
         """Make inputs that the file takes: normal floats, zero integers, 1 for a dynamic size.
 

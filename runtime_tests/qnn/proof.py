@@ -13,13 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeopt.devices.machine import machine
 from edgeopt.errors import ExportError
 from edgeopt.exporters.qnn.hexagon import Chip, Simulator, compile_context
 from edgeopt.integer.arithmetic import ORT_MLAS
-from edgeopt.results.structure import NodeProof, ProofResult
+from edgeopt.results.structure import ProofResult
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
-from edgeopt.runtime_tests.differences import first_difference, node_proof
+from edgeopt.runtime_tests.differences import Comparison
 from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
 from edgeopt.runtime_tests.qnn.runner import QnnRunner
 
@@ -53,27 +52,10 @@ def prove(artifact: str, model: Path, chip: Chip, inputs: Arrays) -> ProofResult
         wanted = session.run("", {n: v for n, v in fed.items() if n in session.input_names})
     finally:
         session.close()
-    details: list[NodeProof] = []
-    first = ""
+    compared = Comparison(ARITHMETIC)
     for name, operator in values.items():
-        pair = given[name], wanted[name + _COMPUTED]
-        details.append(node_proof(name, operator, *pair))
-        if details[-1].equal < details[-1].elements and not first:
-            first = first_difference(details[-1], *pair, ARITHMETIC)
-    elements, equal = sum(d.elements for d in details), sum(d.equal for d in details)
-    return ProofResult(
-        artifact=artifact,
-        runtime=QnnRunner().version(),
-        arithmetic=ARITHMETIC,
-        nodes=len(details),
-        elements=elements,
-        equal=equal,
-        exact=equal == elements > 0,
-        max_lsb=max((d.max_lsb for d in details), default=0.0),
-        first_difference=first,
-        details=tuple(details),
-        features=machine().features,
-    )
+        compared.add(name, operator, given[name], wanted[name + _COMPUTED])
+    return compared.result(artifact, QnnRunner().version())
 
 
 def not_compared(artifact: str, reason: str) -> ProofResult:

@@ -12,6 +12,7 @@ import numpy as np
 from edgeopt.errors import BundleError, ExportError, RuntimeUnavailable, nearest
 from edgeopt.exporters.qnn import hexagon
 from edgeopt.runtime_tests.base import Arrays, LoadOptions
+from edgeopt.version import tool_versions
 
 
 class QnnSession:
@@ -44,17 +45,6 @@ class QnnSession:
                 made[name] = np.zeros(shape, kind.removeprefix("tensor(").removesuffix(")"))
         return made
 
-    def reset(self) -> None:
-        """Forget all state: there is none."""
-
-    def bind(self, adapter: str) -> None:
-        """Choose an adapter.
-
-        Raises:
-            BundleError: Always; the file's adapters are fused.
-        """
-        raise BundleError(f"{self.compiled.context.name}: has no adapter {adapter!r} to bind")
-
     def close(self) -> None:
         """End the simulator."""
         self._simulator.close()
@@ -84,7 +74,8 @@ class QnnRunner:
         """
         if (reason := hexagon.unavailable()) is not None:
             raise RuntimeUnavailable(reason)
-        return f"onnxruntime-qnn {hexagon.tool_versions()['onnxruntime-qnn']} (HTP simulator)"
+        name = "onnxruntime-qnn"
+        return f"{name} {tool_versions(name)[name]} (HTP simulator)"
 
     def load(self, files: Sequence[Path], options: LoadOptions) -> QnnSession:
         """Load a context file of an artifact's files.

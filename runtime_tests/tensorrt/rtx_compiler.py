@@ -20,6 +20,7 @@ from typing import Any
 from edgeopt.errors import ExportError, RuntimeUnavailable
 from edgeopt.exporters import child
 from edgeopt.exporters.onnx.macs import Product, multiplications
+from edgeopt.files import write_text
 from edgeopt.results.structure import OperatorRow
 
 PACKAGE = "tensorrt_rtx_bindings"
@@ -355,12 +356,10 @@ def _child(order: Mapping[str, Any]) -> None:
     try:
         trt = importlib.import_module(order["package"])
     except Exception as failure:  # a missing shared library raises several types
-        answer.write_text(json.dumps({"unavailable": str(failure)}), encoding="utf-8")
+        write_text(answer, json.dumps({"unavailable": str(failure)}))
         return
     found = _build(trt, order)
-    partial = answer.with_suffix(".partial")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    partial.replace(answer)
+    write_text(answer, json.dumps(found))
 
 
 def _build(trt: Any, order: Mapping[str, Any]) -> dict[str, Any]:

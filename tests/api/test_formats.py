@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import pytest
 from edgeopt.api.formats import exporter_for, format_names, format_of, inspector_for
 from edgeopt.artifacts.interface import Method
 from edgeopt.errors import BundleError
-from edgeopt.exporters.qnn import hexagon
 from edgeopt.runtime_tests.inspection import Inspector
 from tests.api.small_bundles import products
 
@@ -37,9 +37,13 @@ def test_only_a_compilers_own_version_is_added_to_what_every_build_names(
 ) -> None:
     found = {name: exporter_for(name).compilers() for name in format_names()}
     assert {name for name, tools in found.items() if tools} == {"qnn"}
-    monkeypatch.setattr(hexagon, "tool_versions", lambda: {"onnxruntime-qnn": "2.7", "more": "1"})
+    monkeypatch.setattr(metadata, "version", {"onnxruntime-qnn": "2.7"}.__getitem__)
     assert exporter_for("qnn").compilers() == {"onnxruntime-qnn": "2.7"}
-    monkeypatch.setattr(hexagon, "tool_versions", dict)
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
     assert exporter_for("qnn").compilers() == {"onnxruntime-qnn": "not installed"}
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeopt.contracts.contract import Contract
-from edgeopt.contracts.head_groups import HeadGroups
 from edgeopt.contracts.kinds import from_json
 from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.contracts.quantized import Quantized
@@ -55,9 +54,6 @@ class File:
 
     def tensor(self, fqn: str) -> np.ndarray[Any, Any] | None:
         return self.tensors.get(fqn)
-
-    def same_storage(self, a: str, b: str) -> bool:
-        return self.tensors.get(a) is self.tensors.get(b)
 
     def edge_dtype(self, edge: str) -> str | None:
         return self.edges.get(edge)
@@ -229,27 +225,6 @@ def test_narrow_codes_may_be_stored_in_a_byte_but_keep_their_range(bits: int) ->
     assert message.startswith(f"codes of w lie in [{top + 1}, {top + 1}], outside int{bits}")
 
 
-# --- heads ---------------------------------------------------------------------------------------
-
-
-def test_head_groups_on_module_program_and_file() -> None:
-    module = seeded(Model)
-    exported = run(module, context(TOKENS), "capture").carrier_programs
-    file = File({"qkv.weight": np.zeros((24, 8))})
-    good, bad = HeadGroups("qkv.weight", 2, 3), HeadGroups("qkv.weight", 5, 3)
-    assert good.check_module(module) is None
-    assert good.check_programs(exported) is None
-    assert good.check_file(file) is None
-    message = "24 rows of qkv.weight are no 3 x 5 equal heads"
-    assert bad.check_module(module) == message
-    assert bad.check_programs(exported) == message
-    assert bad.check_file(file) == message
-    gone = HeadGroups("gone.weight", 2)
-    assert gone.check_module(module) == "gone.weight is gone"
-    assert gone.check_programs(exported) == "gone.weight is gone"
-    assert gone.check_file(file) == "gone.weight is not in the file"
-
-
 # --- on disk -------------------------------------------------------------------------------------
 
 EXAMPLES: tuple[Contract, ...] = (
@@ -257,7 +232,6 @@ EXAMPLES: tuple[Contract, ...] = (
     TIE,
     Quantized(EdgeId("n3", "in1"), INT8, "a.weight"),
     Quantized(EdgeId("n3/x", "out"), TensorSpec(symmetric=False)),
-    HeadGroups("qkv.weight", 2, 3),
 )
 
 

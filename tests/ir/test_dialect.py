@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgeopt.ir.dialect import DEQUANTIZE, LOOKUP, QUANTIZE, storage_dtype
+from edgeopt.ir.dialect import DEQUANTIZE, QUANTIZE, storage_dtype
 
 Array = np.ndarray
 VALUES = st.floats(-100, 100, width=32)
@@ -142,14 +142,6 @@ def test_half_precision_inputs_are_divided_in_float32() -> None:
     assert codes.tolist() == [2, 2]
 
 
-def test_a_lookup_reads_its_table_by_code() -> None:
-    table = torch.arange(256, dtype=torch.uint8)
-    signed = torch.tensor([[-128, 0, 127]], dtype=torch.int8)
-    unsigned = torch.tensor([[0, 128, 255]], dtype=torch.uint8)
-    assert LOOKUP(signed, table).tolist() == [[0, 128, 255]]
-    assert LOOKUP(unsigned, table).tolist() == [[0, 128, 255]]
-
-
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -173,9 +165,8 @@ def test_a_lookup_reads_its_table_by_code() -> None:
                 torch.float32,
             ),
         ),
-        ("lookup", (torch.ones(2, dtype=torch.int8), torch.zeros(256, dtype=torch.int32))),
     ],
-    ids=["quantize", "per channel", "blocks", "lookup"],
+    ids=["quantize", "per channel", "blocks"],
 )
 def test_fake_kernels_agree_with_the_real_ones(name: str, arguments: tuple[object, ...]) -> None:
     operator = getattr(torch.ops.edgeopt, name).default

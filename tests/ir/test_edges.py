@@ -59,13 +59,6 @@ def test_a_glob_selects_addresses(pattern: str, hit: list[str], miss: list[str])
     assert [a for a in (*hit, *miss) if matches(pattern, a)] == hit
 
 
-def test_an_edge_id_reads_back() -> None:
-    edge = EdgeId("n3/q.out", "in0")
-    assert EdgeId.parse(str(edge)) == edge
-    with pytest.raises(ConfigError, match=r"an edge id is NODE\.PORT, not 'n3'"):
-        EdgeId.parse("n3")
-
-
 def test_edge_ids_are_ordered() -> None:
     assert sorted([EdgeId("b", "in0"), EdgeId("a", "out"), EdgeId("a", "in1")])[0].port == "in1"
 

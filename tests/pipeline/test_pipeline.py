@@ -1,4 +1,4 @@
-"""The pipeline: order, copies, records, observers, errors."""
+"""The pipeline: order, copies, records, errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeopt.passes.quantize.plan import PlanConfig
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
 from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.state import Effect, ModelState, PassRecord, Phase, Stage
+from edgeopt.pipeline.state import Effect, ModelState, Phase, Stage
 from tests.small_models import QUANTIZE, SmallCNN, context, normal, passes, run, seeded
 
 X = normal(4, 3, 8, 8)
@@ -199,7 +199,7 @@ def seeded_without_touching() -> nn.Module:
         return seeded(SmallCNN)
 
 
-# --- records and observers -----------------------------------------------------------------------
+# --- records -------------------------------------------------------------------------------------
 
 
 def test_each_pass_leaves_a_record() -> None:
@@ -211,34 +211,6 @@ def test_each_pass_leaves_a_record() -> None:
     assert quantize.drift_db is not None
     assert quantize.drift_db < 100
     assert quantize.seconds > 0
-
-
-class Watching:
-    """Notes what it was shown."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, str, int]] = []
-
-    def before(self, pass_: Pass[Any], state: ModelState) -> None:
-        self.seen.append(("before", pass_.name, len(state.history)))
-
-    def after(self, pass_: Pass[Any], state: ModelState, record: PassRecord) -> None:
-        assert state.history[-1] is record
-        self.seen.append(("after", pass_.name, len(state.history)))
-
-
-def test_observers_see_each_pass_before_and_after() -> None:
-    watching = Watching()
-    ctx = context(X)
-    Pipeline(passes("capture", "plan")).run(
-        ModelState(module=seeded(SmallCNN)), ctx, observers=(watching,)
-    )
-    assert watching.seen == [
-        ("before", "capture", 0),
-        ("after", "capture", 1),
-        ("before", "plan", 1),
-        ("after", "plan", 2),
-    ]
 
 
 def test_progress_names_each_pass() -> None:
@@ -325,12 +297,6 @@ def test_every_pass_is_named_after_its_file_and_documents_itself(kind: type[Pass
         f.name: (list(v) if isinstance(v := getattr(hashable, f.name), tuple) else v)
         for f in dataclasses.fields(kind.config_type)
     }
-
-
-def test_a_pass_reports_what_it_modified() -> None:
-    state = ModelState(module=seeded(SmallCNN))
-    assert not PassResult(state, {}).modified
-    assert PassResult(state, {"stem": "changed"}).modified
 
 
 def test_a_model_with_keyword_inputs_goes_through() -> None:

@@ -15,7 +15,7 @@ from edgeopt.devices.profile import Target
 from edgeopt.devices.rules import load_rules
 from edgeopt.errors import CheckFailed
 from edgeopt.ir.digests import key_of
-from edgeopt.version import __version__
+from edgeopt.version import tool_versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def provenance_of(
         more: Hashes of further parts (the adapters).
     """
     hashes = {**_hashes(job, targets, evaluation), **more}
-    tools = tool_versions() | _compilers(targets)
+    tools = _tools() | _compilers(targets)
     machine = {"vnni": str(has_vnni()).lower()}
     parts = {
         "options": locked_options(options),
@@ -63,18 +63,12 @@ def provenance_of(
     return Provenance(hashes, tools, machine, key_of(parts))
 
 
-def tool_versions() -> dict[str, str]:
+def _tools() -> dict[str, str]:
     """Return the versions of what decides an artifact's bytes."""
-    import importlib.metadata as metadata
     import platform
 
-    found = {"python": platform.python_version(), "edgeopt": __version__}
-    for name in ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    names = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+    return {"python": platform.python_version(), **tool_versions(*names)}
 
 
 def check_lock(lock: Lock, made_of: Provenance) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from edgeopt.artifacts.artifact import Artifact, FileEntry
 from edgeopt.artifacts.bundle import REPORT, Bundle
 from edgeopt.artifacts.interface import IOSpec
 from edgeopt.errors import BundleError, CheckFailed, ConfigError
-from edgeopt.files import inside, sha256
+from edgeopt.files import inside
 from edgeopt.results.reports import BuildReport
 from edgeopt.results.verdicts import SCHEMA_VERSION
 
@@ -99,18 +99,11 @@ def _of_file(place: Path) -> Side:
         format=format_,
         precision="",
         plan="",
-        files=tuple(_entry(path) for path in paths),
+        files=tuple(FileEntry.of(path) for path in paths),
         methods=methods,
         tensor_map={},
     )
     return Side(place, place.parent, artifact)
-
-
-def _entry(path: Path) -> FileEntry:
-    try:
-        return FileEntry(path.name, sha256(path), path.stat().st_size)
-    except OSError as failure:
-        raise BundleError(f"{path}: cannot be read: {failure.strerror}") from None
 
 
 def _check_profiles(ours: Side, theirs: Side, *, named: bool) -> None:

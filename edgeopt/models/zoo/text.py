@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VOCABULARY = 256
 # Of 256 hash values: the rest is training text.
 EVALUATION_SHARE = 26
 CALIBRATION_SHARE = 12

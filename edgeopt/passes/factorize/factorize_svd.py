@@ -25,7 +25,7 @@ from edgeopt.passes.factorize.ranks import (
     rank_choices,
     why_unpayable,
 )
-from edgeopt.passes.factorize.sites import Site, find_sites, mapped, matrix, replacement, vectors
+from edgeopt.passes.factorize.sites import Site, find_sites, matrix, replacement, vectors
 from edgeopt.pipeline.compiler_pass import WARNING, Pass, PassResult
 from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.state import Effect, ModelState, Stage
@@ -124,19 +124,15 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
         spectra, notes = self._spectra(state.carrier_module, sites, ctx, skipped)
         ranks = self._ranks(spectra, rule, skipped)
         changes: dict[str, str] = {}
-        contracts = state.contracts
         for spectrum in spectra:
             site = spectrum.site
             if site.fqn not in ranks:
                 continue
             rank = ranks[site.fqn]
             _replace(state.carrier_module, spectrum, rank)
-            contracts = mapped(contracts, site.fqn)
             changes[site.fqn] = self._told(spectrum, rank)
         notes += _total([s.site for s in spectra], ranks)
-        return PassResult(
-            dataclasses.replace(state, contracts=contracts), changes, skipped, tuple(notes)
-        )
+        return PassResult(state, changes, skipped, tuple(notes))
 
     def _sites(
         self, state: ModelState, ctx: PassContext, rule: LowRankRule

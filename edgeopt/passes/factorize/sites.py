@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.contracts.contract import Contract
-from edgeopt.contracts.head_groups import HeadGroups
 from edgeopt.contracts.tied import tied_contracts
-from edgeopt.pipeline.state import ModelState, WeightKind
+from edgeopt.pipeline.state import ModelState
 
 CONVOLUTIONS = (
     nn.Conv1d,
@@ -89,11 +87,8 @@ def _held(name: str, state: ModelState, tied: Mapping[str, str]) -> str:
         fqn = f"{name}.{leaf}"
         if fqn in tied:
             return f"{fqn} is tied to {tied[fqn]}"
-        role = state.weights.get(fqn)
-        if role is not None and (role.bound or role.kind is not WeightKind.BASE):
-            return f"{fqn} is a {'bound' if role.bound else role.kind.value} weight"
         for contract in state.contracts:
-            if fqn in contract.sites and not isinstance(contract, HeadGroups):
+            if fqn in contract.sites:
                 return (
                     f"{fqn} is under the contract {contract.kind}, which a product of factors "
                     "does not keep; factorize first"
@@ -202,13 +197,3 @@ def replacement(child: nn.Module, up: Tensor, down: Tensor, bias: Tensor | None)
     if bias is not None:
         second.bias = nn.Parameter(bias.to(weight.dtype), weight.requires_grad)
     return LowRank(first, second).train(child.training)
-
-
-def mapped(contracts: tuple[Contract, ...], fqn: str) -> tuple[Contract, ...]:
-    """Return the contracts with those on the rows of a factorized weight moved to `up`."""
-    return tuple(
-        dataclasses.replace(c, fqn=f"{fqn}.up.weight")
-        if isinstance(c, HeadGroups) and c.fqn == f"{fqn}.weight"
-        else c
-        for c in contracts
-    )

@@ -301,13 +301,6 @@ def test_codes_that_fall_out_of_the_delegate_are_an_error(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
-    from edgeopt.exporters.executorch.exporter import _write
-
-    with pytest.raises(BundleError, match="cannot be written"):
-        _write(tmp_path / "none" / "model.pte", b"x")
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

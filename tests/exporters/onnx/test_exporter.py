@@ -511,6 +511,18 @@ def test_a_file_that_is_no_onnx_is_refused(cnn: Written, tmp_path: Path) -> None
         check_file(place, cnn.artifact, cnn.exported)
 
 
+def test_a_file_that_fails_its_check_is_not_published(
+    cnn: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise ExportError("not what was meant")
+
+    monkeypatch.setattr("edgeopt.exporters.onnx.exporter.check_file", refused)
+    with pytest.raises(ExportError, match="not what was meant"):
+        write(cnn.state, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_that_cannot_be_written_is_one_line(cnn: Written, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(BundleError, match=r"model\.onnx: cannot be written") as caught:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.analysis.moments import input_moments
-from edgeopt.contracts.head_groups import HeadGroups
 from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.devices.profile import LowRankRule
 from edgeopt.errors import ConfigError, DataError, InvariantError, PassError, PreconditionError
@@ -28,7 +27,7 @@ from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
 from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
-from edgeopt.pipeline.state import ModelState, PassRecord, WeightKind, WeightRole
+from edgeopt.pipeline.state import ModelState, PassRecord
 from tests.small_models import QUANTIZE, Block, batches, context, go_on, normal, run, seeded
 
 FACTORIES = Path(__file__).resolve().parents[2] / "factories"
@@ -565,19 +564,6 @@ def test_a_sparse_layer_is_left_and_the_factors_of_another_may_be_pruned() -> No
     both = go_on(state, ctx, PruneNM(PruneNMConfig(include=("2",), ignore_profile=True)))
     assert NMSparse("2.up.weight", 2, 4, 1) in both.contracts
     assert set(record(both).changes) == {"2.down", "2.up"}
-
-
-def test_contracts_on_rows_move_to_up_and_roles_are_kept() -> None:
-    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)).eval()
-    state = ModelState(
-        module=model,
-        contracts=(HeadGroups("0.weight", 4),),
-        weights={"1.weight": WeightRole(WeightKind.ADAPTER, "mine")},
-    )
-    step = FactorizeSVD(FactorizeSVDConfig(rank=4, ignore_profile=True))
-    after = Pipeline((step,)).run(state, context(correlated(60, 16)))
-    assert after.contracts == (HeadGroups("0.up.weight", 4),)
-    assert record(after).skipped == {"1": "1.weight is a adapter weight"}
 
 
 def test_a_batch_norm_folds_into_a_factorized_convolution_and_before_it() -> None:

@@ -21,6 +21,7 @@ from tests.small_models import (
     SmallCNN,
     TiedHead,
     context,
+    float_operators,
     normal,
     run,
     seeded,
@@ -196,7 +197,7 @@ def test_what_is_kept_float_is_a_line_with_the_reason(
 ) -> None:
     state = planned(seeded(SmallCNN), CNN_EXAMPLE, keep_float=globs)
     reason = "kept float: the recipe or command line says so"
-    assert plan_of(state).float_operators == dict.fromkeys(kept, reason)
+    assert float_operators(plan_of(state)) == dict.fromkeys(kept, reason)
     assert state.history[-1].skipped == dict.fromkeys(kept, reason)
     for row in plan_of(state):
         operator = row.address.rpartition(".")[0]
@@ -231,7 +232,7 @@ def test_an_embedding_picks_rows_of_the_codes_of_the_head_that_it_is_tied_to() -
     rows = short(plan_of(state))
     assert rows[0] == "embedding:embedding#0.in0 weight = head:linear#0.in1"
     assert "head:linear#0.in1 weight" in rows
-    assert plan_of(state).float_operators == {}
+    assert float_operators(plan_of(state)) == {}
     changes = state.history[-1].changes
     assert changes["embedding:embedding#0"] == "rows of the codes of head:linear#0"
 
@@ -243,7 +244,7 @@ def test_a_weight_that_a_float_embedding_reads_too_stays_float_with_the_reason(
     rules: str, keep_float: tuple[str, ...]
 ) -> None:
     plan = plan_of(planned(seeded(TiedHead), TOKENS, rules=rules, keep_float=keep_float))
-    assert plan.float_operators == {
+    assert float_operators(plan) == {
         "head:linear#0": "its weight is also read by embedding, which stays float"
     }
     assert "mix:linear#0.in1 weight" in short(plan)
@@ -252,7 +253,7 @@ def test_a_weight_that_a_float_embedding_reads_too_stays_float_with_the_reason(
 def test_a_table_that_no_integer_operator_reads_stays_float() -> None:
     plan = plan_of(planned(seeded(TiedHead), TOKENS, keep_float=("head",)))
     assert not [line for line in short(plan) if line.startswith("embedding:embedding#0.in0")]
-    assert list(plan.float_operators) == ["head:linear#0"]
+    assert list(float_operators(plan)) == ["head:linear#0"]
 
 
 def test_a_layer_of_which_one_call_stays_float_keeps_its_embedding_float() -> None:
@@ -262,14 +263,14 @@ def test_a_layer_of_which_one_call_stays_float_keeps_its_embedding_float() -> No
             return self.head(self.mix(x)) + self.head(x)
 
     plan = plan_of(planned(seeded(TwoHeads), TOKENS, keep_float=("head:linear#1",)))
-    assert set(plan.float_operators) == {"head:linear#0", "head:linear#1"}
+    assert set(float_operators(plan)) == {"head:linear#0", "head:linear#1"}
     assert not [line for line in short(plan) if line.startswith("embedding:embedding#0.in0")]
 
 
 def test_a_product_with_a_weight_that_has_no_integer_kernel_is_named() -> None:
     module = nn.Sequential(nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 4, 1)).eval()
     plan = plan_of(planned(module, normal(2, 4, 3, 3)))
-    assert plan.float_operators == {"0:conv_transpose2d#0": "no integer kernel"}
+    assert float_operators(plan) == {"0:conv_transpose2d#0": "no integer kernel"}
     rows = short(plan)
     assert "0:conv_transpose2d#0.out output" in rows  # what the convolution behind it reads
     assert "1:conv2d#0.in1 weight" in rows
@@ -288,7 +289,7 @@ class Computed(nn.Module):
 
 def test_a_weight_that_is_computed_stays_float_with_the_reason() -> None:
     plan = plan_of(planned(seeded(Computed), normal(2, 4)))
-    assert plan.float_operators == {":linear#0": "its weight is computed at run time"}
+    assert float_operators(plan) == {":linear#0": "its weight is computed at run time"}
 
 
 # --- sharing -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgeopt.exporters.executorch.lowering import lower
 from edgeopt.integer import kernels
 from edgeopt.integer.arithmetic import ORT_MLAS, XNNPACK
+from edgeopt.integer.executor import Executor
 from edgeopt.integer.kernels import Grid
 from edgeopt.runtime_tests.base import LoadOptions
 from edgeopt.runtime_tests.executorch.proof import prove
@@ -185,6 +186,18 @@ def test_every_integer_operator_equals_the_executor(kind: type[nn.Module], nodes
         assert "linear" not in islands
     else:
         assert islands == set()
+
+
+def test_a_whole_run_of_the_executor_gives_the_files_outputs_to_the_bit() -> None:
+    for kind in (SmallCNN, PaddedCNN):
+        made = written(kind)
+        x = made.example[:1].numpy()
+        session = ExecuTorchRunner().load([made.path], LoadOptions())
+        outputs = list(session.run("forward", {session.input_names("forward")[0]: x}).values())
+        session.close()
+        trace = Executor(made.programs["forward"], XNNPACK).run([x])
+        for got, wanted in zip(trace.outputs, outputs, strict=True):
+            np.testing.assert_array_equal(got, wanted)
 
 
 def test_a_wrong_arithmetic_is_found_and_its_first_difference_told() -> None:

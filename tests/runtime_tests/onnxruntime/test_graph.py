@@ -13,7 +13,7 @@ from edgeopt.artifacts.artifact import TensorEntry
 from edgeopt.errors import BundleError
 from edgeopt.runtime_tests.onnxruntime import graph as ort_graph
 from edgeopt.runtime_tests.onnxruntime.graph import read_graph
-from edgeopt.runtime_tests.onnxruntime.placement import Placement, operator_rows, placement
+from edgeopt.runtime_tests.onnxruntime.placement import Placement, placement
 from edgeopt.runtime_tests.onnxruntime.runner import save_optimized
 
 onnx = pytest.importorskip("onnx")
@@ -173,7 +173,8 @@ def test_sites_fall_back_to_the_tensor_map_and_the_weights_name(tmp_path: Path) 
     tensor_map = {"blocks.1.fc.weight": TensorEntry("val_7", "transpose")}
     optimized = tmp_path / "optimized.onnx"
     save_optimized(path, optimized)
-    rows = [r for r in operator_rows("net", path, optimized, tensor_map=tensor_map) if r.macs]
+    found = placement("net", path, optimized, tensor_map=tensor_map)
+    rows = [r for r in found.rows if r.macs]
     assert [r.site for r in rows] == ["blocks.0.fc", "blocks.1.fc", "node_y"]
     assert [r.macs for r in rows] == [512, 512, 512]
     assert place(path).float_weighted.keys() == {"blocks.0.fc", "node_b"}
