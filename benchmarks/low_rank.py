@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 import edgeopt
+from edgeopt.analysis.layers import find_layers
 from edgeopt.analysis.moments import input_moments
 from edgeopt.devices.profile import LowRankRule, load_profile
 from edgeopt.errors import ConfigError
@@ -38,7 +39,7 @@ from edgeopt.ir.calls import Batch
 from edgeopt.numerics.low_rank import output_error
 from edgeopt.numerics.observers import SecondMoment
 from edgeopt.passes.factorize.factorize_svd import FactorizeSVD, FactorizeSVDConfig
-from edgeopt.passes.factorize.sites import LowRank, matrix, vectors
+from edgeopt.passes.factorize.sites import LowRank, vectors
 from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.pipeline import Pipeline
 from edgeopt.pipeline.state import ModelState
@@ -190,14 +191,14 @@ def at_ranks_of(case: Case, white: nn.Module) -> tuple[nn.Module, list[tuple[flo
     the evaluation data: (whitened, plain).
     """
     pairs = {n: m for n, m in white.named_modules() if isinstance(m, LowRank)}
-    layers = {name: case.module.get_submodule(name) for name in pairs}
+    layers = {layer.fqn: layer for layer in find_layers(case.module)}
     same = copy.deepcopy(case.module)
     errors = []
     for name, pair in pairs.items():
-        down, up = pair.get_submodule("down"), pair.get_submodule("up")
-        weight = matrix(layers[name])
+        factors = {factor.fqn: factor.matrix() for factor in find_layers(pair)}
+        weight = layers[name].matrix()
         left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
-        rank = len(matrix(down))
+        rank = len(factors["down"])
         u, v = left[:, :rank] * values[:rank], right[:rank]
         same.get_submodule(name).weight.data = (u @ v).to(weight.dtype)  # type: ignore[union-attr]
         # what a bias makes up for counts neither for nor against
@@ -205,7 +206,7 @@ def at_ranks_of(case: Case, white: nn.Module) -> tuple[nn.Module, list[tuple[flo
         gram = moment.gram if layers[name].bias is None else moment.covariance
         errors.append(
             (
-                output_error(weight, matrix(up), matrix(down), gram),
+                output_error(weight, factors["up"], factors["down"], gram),
                 output_error(weight, u, v, gram),
             )
         )

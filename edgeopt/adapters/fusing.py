@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgeopt.adapters.deltas.delta import Part, fuse
 from edgeopt.adapters.matching import Match, match
 from edgeopt.adapters.peft.folder import Adapter
-from edgeopt.contracts.tied import tied_contracts
+from edgeopt.adapters.summing import Part, fuse
+from edgeopt.contracts.tied import tied_partners
 from edgeopt.errors import AdapterError, ConfigError
 from edgeopt.progress import Progress, no_progress
 
@@ -126,10 +126,7 @@ def _refuse_rivals(matches: Sequence[Match]) -> None:
 
 def _tie_groups(module: nn.Module) -> dict[str, frozenset[str]]:
     """Return each tied parameter's FQN -> all names of its storage, its own among them."""
-    groups: dict[str, set[str]] = {}
-    for contract in tied_contracts(module):
-        groups.setdefault(contract.a, {contract.a}).add(contract.b)
-    return {name: frozenset(group) for group in groups.values() for name in group}
+    return {name: frozenset((name, *others)) for name, others in tied_partners(module).items()}
 
 
 def _with_partners(found: Match, groups: Mapping[str, frozenset[str]]) -> dict[str, Part]:
@@ -137,10 +134,11 @@ def _with_partners(found: Match, groups: Mapping[str, frozenset[str]]) -> dict[s
     parts = dict(found.parts)
     for fqn in sorted(found.in_place):
         part = found.parts[fqn]
+        assert part.whole is not None
         for name in sorted(groups.get(fqn, frozenset()) - {fqn}):
             own = parts.get(name, Part(part.adapter, part.weight))
             if own.whole is None:
-                parts[name] = dataclasses.replace(own, whole=part.whole)
+                parts[name] = own.upon(part.whole)
     return parts
 
 
@@ -240,7 +238,7 @@ def _report(
         if fqn not in given and ratios[fqn] == 0:
             continue  # a tied partner, which was given what it had
         tensors[fqn] = {fqn}
-        words[fqn] = [f"{p.adapter}: replaced by its own" for p in parts[fqn]]
+        words[fqn] = [f"{p.adapter}: {p.words}" for p in parts[fqn]]
     changes: dict[str, str] = {}
     for site in sorted(words):
         ratio = max(ratios[name] for name in tensors[site])
@@ -278,10 +276,14 @@ def _notes(
                 f"{adapter.name}: {len(adapter.whole)} tensors that it replaces are moved "
                 f"{weight:g} of the way from the base's"
             )
-    mixed = [f for f, p in parts.items() if len(p) > 1 and any(x.magnitude is not None for x in p)]
-    if mixed:
+    mixed: dict[str, list[str]] = {}
+    for fqn, given in parts.items():
+        multiplying = {d.family for part in given for d in part.deltas if d.multiplies}
+        for family in multiplying if len(given) > 1 else ():
+            mixed.setdefault(family, []).append(fqn)
+    for family, fqns in sorted(mixed.items()):
         notes.append(
-            f"{len(mixed)} weights have several adapters, one of them DoRA, first {mixed[0]}: the "
-            "changes that each makes alone are added, which PEFT does not compute"
+            f"{len(fqns)} weights have several adapters, one of them {family}, first {fqns[0]}: "
+            "the changes that each makes alone are added, which PEFT does not compute"
         )
     return tuple(notes)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from edgeopt.adapters.deltas.delta import Part
+from edgeopt.adapters.deltas.delta import Delta
+from edgeopt.adapters.deltas.families import family
 from edgeopt.adapters.peft.folder import COUNTER, Adapter, LoraFactors
+from edgeopt.adapters.summing import Part
+from edgeopt.analysis.layers import CONVOLUTIONS, Kind, Layer, find_layers
+from edgeopt.analysis.selection import nearest_name
 from edgeopt.errors import AdapterError
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_ADAPTED = (Kind.LINEAR, Kind.CONV1D, Kind.CONVOLUTION, Kind.EMBEDDING)
 _EMBEDDING_NAMES = (
     "embed_tokens",
     "lm_head",
@@ -38,16 +41,6 @@ class Match:
     notes: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """The tensors of a module that a low-rank update changes, or why it cannot take one."""
-
-    weight: str = ""
-    bias: str = ""
-    transposed: bool = False
-    refusal: str = ""
-
-
 def match(adapter: Adapter, module: nn.Module, weight: float) -> Match:
     """Find the tensors that an adapter changes, and check that they are those of its base.
 
@@ -62,23 +55,25 @@ def match(adapter: Adapter, module: nn.Module, weight: float) -> Match:
     own = {n.removeprefix(prefix): c for n, c in names.items() if n.startswith(prefix)}
     for name in adapter.factors:
         _refuse_attention(adapter, name, own)
-    _check_targets(adapter, own)
+    layers = {layer.module: layer for layer in find_layers(module, _ADAPTED)}
+    _check_targets(adapter, own, layers)
     parts: dict[str, Part] = {}
     sites: dict[str, tuple[str, ...]] = {}
     ranks: dict[str, str] = {}
     for name, factors in adapter.factors.items():
         _refuse_second_name(adapter, name, own)
-        found = _low_rank(adapter, factors, own[name], weight)
-        for leaf, part in found.items():
-            parts[f"{prefix}{name}.{leaf}"] = part
+        child = own[name]
+        found = _deltas(adapter, factors, child, layers.get(child))
+        for leaf, delta in found.items():
+            parts[f"{prefix}{name}.{leaf}"] = Part(adapter.name, weight, (delta,))
         sites[f"{prefix}{name}"] = tuple(f"{prefix}{name}.{leaf}" for leaf in found)
-        ranks[f"{prefix}{name}"] = _describe(factors)
+        ranks[f"{prefix}{name}"] = ", with ".join(delta.words for delta in found.values())
     _check_whole(adapter, own)
     tensors = module.state_dict(keep_vars=True)
     for name, value in adapter.whole.items():
         fqn = prefix + name
         _check_tensor(adapter, name, value, fqn, tensors)
-        parts[fqn] = dataclasses.replace(parts.get(fqn, Part(adapter.name, weight)), whole=value)
+        parts[fqn] = parts.get(fqn, Part(adapter.name, weight)).upon(value)
     in_place = frozenset(prefix + name for name in adapter.in_place)
     return Match(parts, sites, ranks, in_place, _notes(adapter, own, prefix))
 
@@ -103,15 +98,11 @@ def _prefix(adapter: Adapter, names: Mapping[str, nn.Module]) -> str:
             "the part that it is for"
         )
     prefix, lacking = min(missing.items(), key=lambda item: len(item[1]))
+    first = prefix + lacking[0]
     raise AdapterError(
-        f"{adapter.folder}: module {prefix + lacking[0]!r} is not in the model ({len(lacking)} of "
-        f"{len(wanted)} are missing){_near(prefix + lacking[0], names)}{_trained_on(adapter)}"
+        f"{adapter.folder}: module {first!r} is not in the model ({len(lacking)} of {len(wanted)} "
+        f"are missing){nearest_name(first, names)}{_trained_on(adapter)}"
     )
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.3)
-    return f"; the nearest is {close[0]!r}" if close else ""
 
 
 def _trained_on(adapter: Adapter) -> str:
@@ -143,20 +134,27 @@ def _refuse_attention(adapter: Adapter, name: str, own: Mapping[str, nn.Module])
             )
 
 
-def _check_targets(adapter: Adapter, own: Mapping[str, nn.Module]) -> None:
+def _check_targets(
+    adapter: Adapter, own: Mapping[str, nn.Module], layers: Mapping[nn.Module, Layer]
+) -> None:
     """Hold the file against the modules that the configuration names."""
     config, given = adapter.config, adapter.factors
     if not config.knows_targets:
         return
-    wanted = {n for n, child in own.items() if config.targets(n) and not _layer(child).refusal}
+    wanted = {
+        name
+        for name, child in own.items()
+        if config.targets(name) and not _refusal(child, layers.get(child))
+    }
     for name in sorted(wanted - set(given)):
         raise AdapterError(
             f"{adapter.folder}: the configuration targets {name}, and the file has no factors of it"
         )
+    places = {name: _place(layers.get(own[name])) for name in given}
     trained_as_one = given if config.ensure_weight_tying else ()
-    tied = {_place(own[n]) for n in trained_as_one if config.targets(n)}
+    tied = {places[name] for name in trained_as_one if config.targets(name)}
     for name in given:
-        if name not in wanted and not config.targets(name) and _place(own[name]) not in tied:
+        if name not in wanted and not config.targets(name) and places[name] not in tied:
             raise AdapterError(
                 f"{adapter.folder}: has factors of {name}, which its configuration does not target"
             )
@@ -195,7 +193,7 @@ def _check_tensor(
 ) -> None:
     if fqn not in tensors:
         raise AdapterError(
-            f"{adapter.folder}: tensor {name!r} is not in the model{_near(fqn, tensors)}"
+            f"{adapter.folder}: tensor {name!r} is not in the model{nearest_name(fqn, tensors)}"
             f"{_trained_on(adapter)}"
         )
     if value.shape != tensors[fqn].shape:
@@ -209,105 +207,45 @@ def _check_tensor(
 # --- layers --------------------------------------------------------------------------------------
 
 
-def _layer(child: nn.Module) -> _Layer:
-    """Return which tensors of a module PEFT's LoRA changes; the type decides the layout."""
+def _refusal(child: nn.Module, layer: Layer | None) -> str:
+    """Return why PEFT's LoRA cannot change a module, or its change be fused; or empty."""
     if nn.utils.parametrize.is_parametrized(child):
-        return _Layer(refusal="is parametrized")
-    if isinstance(child, nn.Embedding):
-        if child.max_norm is not None:
-            return _Layer(refusal="renormalizes its rows as it reads them (max_norm)")
-        return _checked(child, _Layer("weight", transposed=True))
-    if isinstance(child, _CONVOLUTIONS):
-        return _checked(child, _Layer("weight", "bias", refusal=_convolution_refusal(child)))
-    if isinstance(child, nn.Linear):
-        return _checked(child, _Layer("weight", "bias"))
-    weight = getattr(child, "weight", None)
-    if type(child).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2:
-        return _checked(child, _Layer("weight", "bias", transposed=True))  # stores [in, out]
-    return _Layer(refusal=f"is a {type(child).__name__}, which PEFT does not adapt")
-
-
-def _convolution_refusal(child: nn.Module) -> str:
-    assert isinstance(child, _CONVOLUTIONS)
-    if child.groups != 1:
-        return f"has {child.groups} groups, and the update is dense over all channels"
-    if any(step != 1 for step in child.dilation):
-        return "is dilated, and PEFT's branch is not"
-    if child.padding_mode != "zeros":
-        return f"pads by {child.padding_mode!r}, and PEFT's branch by zeros"
+        return "is parametrized"
+    if layer is None:
+        return f"is a {type(child).__name__}, which PEFT does not adapt"
+    if isinstance(child, nn.Embedding) and child.max_norm is not None:
+        return "renormalizes its rows as it reads them (max_norm)"
+    if isinstance(child, CONVOLUTIONS):
+        if child.groups != 1:
+            return f"has {child.groups} groups, and the update is dense over all channels"
+        if any(step != 1 for step in child.dilation):
+            return "is dilated, and PEFT's branch is not"
+        if child.padding_mode != "zeros":
+            return f"pads by {child.padding_mode!r}, and PEFT's branch by zeros"
+    weight = child._parameters.get(layer.leaf)
+    if weight is None:
+        return "has no weight of its own"
+    if not weight.is_floating_point():
+        return f"stores {weight.dtype}: fuse before quantizing"
     return ""
 
 
-def _checked(child: nn.Module, layer: _Layer) -> _Layer:
-    weight = child._parameters.get(layer.weight)
-    if layer.refusal or weight is None:
-        return dataclasses.replace(layer, refusal=layer.refusal or "has no weight of its own")
-    if not weight.is_floating_point():
-        return dataclasses.replace(layer, refusal=f"stores {weight.dtype}: fuse before quantizing")
-    bias = layer.bias if _has(child, layer.bias) else ""
-    return dataclasses.replace(layer, bias=bias)
-
-
-def _place(child: nn.Module) -> int | None:
-    weight = child._parameters.get(_layer(child).weight)
+def _place(layer: Layer | None) -> int | None:
+    weight = None if layer is None else layer.module._parameters.get(layer.leaf)
     return None if weight is None else weight.data_ptr()
 
 
-def _low_rank(
-    adapter: Adapter, factors: LoraFactors, child: nn.Module, weight: float
-) -> dict[str, Part]:
-    """Return the parts of one module: its weight, and its bias where B has one."""
+def _deltas(
+    adapter: Adapter, factors: LoraFactors, child: nn.Module, layer: Layer | None
+) -> dict[str, Delta]:
+    """Return what the factors do to each tensor of one module, the weight first."""
     where = f"{adapter.folder}: {factors.module}"
-    layer = _layer(child)
-    if layer.refusal:
-        raise AdapterError(f"{where}: {layer.refusal}")
-    if factors.embedding != isinstance(child, nn.Embedding):
-        raise AdapterError(
-            f"{where}: the factors are {'' if factors.embedding else 'not '}those of an embedding, "
-            f"and the model has a {type(child).__name__}"
-        )
-    own = child.get_parameter(layer.weight)
-    shape = (*reversed(own.shape),) if layer.transposed else tuple(own.shape)
-    _check_shape(where, "A", factors.a, (factors.rank, *shape[1:]), own)
-    ones = (1,) * (len(shape) - 2)
-    _check_shape(where, "B", factors.b, (shape[0], factors.rank, *ones), own)
-    magnitude = factors.magnitude
-    if magnitude is not None:
-        expected = (shape[0],) if not ones else (1, shape[0], *ones)
-        _check_shape(where, "the magnitude", magnitude, expected, own)
-        magnitude = magnitude.flatten()
-    part = Part(
-        adapter=adapter.name,
-        weight=weight,
-        b=factors.b.flatten(1),
-        a=factors.a.flatten(1),
-        scale=factors.scale,
-        magnitude=magnitude,
-        transposed=layer.transposed,
-    )
-    if factors.b_bias is None:
-        return {layer.weight: part}
-    if not layer.bias:
-        raise AdapterError(f"{where}: B has a bias, and the layer has none to add it to")
-    _check_shape(where, "B's bias", factors.b_bias, (shape[0],), own)
-    added = factors.scale * factors.b_bias.double()
-    return {layer.weight: part, layer.bias: Part(adapter.name, weight, added=added)}
-
-
-def _check_shape(
-    where: str, what: str, value: Tensor, expected: Sequence[int], weight: Tensor
-) -> None:
-    if tuple(value.shape) != tuple(expected):
-        raise AdapterError(
-            f"{where}: {what} is {list(value.shape)}, the model's weight {list(weight.shape)} "
-            f"needs {list(expected)}; is it another base?"
-        )
-
-
-def _describe(factors: LoraFactors) -> str:
-    kind = "DoRA" if factors.magnitude is not None else "LoRA"
-    bias = ", with B's bias" if factors.b_bias is not None else ""
-    return f"{kind} of rank {factors.rank}, scale {factors.scale:.6g}{bias}"
+    if reason := _refusal(child, layer):
+        raise AdapterError(f"{where}: {reason}")
+    assert layer is not None  # that is a reason
+    found = family(factors)
+    found.check(factors, layer, where)
+    return found.read(factors, transposed=layer.in_axis == 0)
 
 
 def _notes(adapter: Adapter, own: Mapping[str, nn.Module], prefix: str) -> tuple[str, ...]:

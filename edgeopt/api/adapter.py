@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeopt.adapters.deltas.families import family
+from edgeopt.adapters.deltas.low_rank import LowRank
 from edgeopt.adapters.fusing import parse_spec
-from edgeopt.adapters.peft.folder import WEIGHTS, Adapter, read_adapter
+from edgeopt.adapters.peft.folder import WEIGHTS, Adapter, LoraFactors, read_adapter
 from edgeopt.api.building.adapters import adapter_hashes, fuse
 from edgeopt.artifacts.artifact import FileEntry
 from edgeopt.devices.profile import load_profile
@@ -118,6 +120,7 @@ def run_inspect(folder: Path) -> AdapterDescription:
         for field in dataclasses.fields(config)
         if field.name not in about and getattr(config, field.name) not in (field.default, {}, ())
     }
+    modules = tuple(_module(factors) for factors in adapter.factors.values())
     return AdapterDescription(
         name=adapter.name,
         folder=str(folder),
@@ -125,9 +128,10 @@ def run_inspect(folder: Path) -> AdapterDescription:
         base=config.base_model_name_or_path,
         task=config.task_type,
         peft=config.peft_version,
-        parameters=adapter.parameters,
+        parameters=sum(m.parameters for m in modules)
+        + sum(value.numel() for value in adapter.whole.values()),
         size_bytes=(folder / WEIGHTS).stat().st_size,
-        modules=_modules(adapter),
+        modules=modules,
         whole=tuple(
             AdapterTensor(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
             for name, value in sorted(adapter.whole.items())
@@ -145,19 +149,19 @@ def _method(adapter: Adapter) -> str:
     return "rsLoRA" if adapter.config.use_rslora else "LoRA"
 
 
-def _modules(adapter: Adapter) -> tuple[AdapterModule, ...]:
-    return tuple(
-        AdapterModule(
-            module=name,
-            kind=("embedding" if f.embedding else "convolution" if f.a.dim() > 2 else "linear"),
-            rank=f.rank,
-            scale=f.scale,
-            a=tuple(f.a.shape),
-            b=tuple(f.b.shape),
-            parameters=f.parameters,
-            norm=f.norm(),
-        )
-        for name, f in adapter.factors.items()
+def _module(factors: LoraFactors) -> AdapterModule:
+    # without the model, the file alone tells how the layer stores its weight
+    deltas = family(factors).read(factors, transposed=factors.embedding)
+    layer = "convolution" if factors.a.dim() > 2 else "linear"
+    return AdapterModule(
+        module=factors.module,
+        kind="embedding" if factors.embedding else layer,
+        rank=factors.rank,
+        scale=factors.scale,
+        a=tuple(factors.a.shape),
+        b=tuple(factors.b.shape),
+        parameters=sum(delta.parameters for delta in deltas.values()),
+        norm=LowRank.update(factors, transposed=factors.embedding).norm,
     )
 
 

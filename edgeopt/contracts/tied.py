@@ -23,6 +23,11 @@ def tied_names(module: nn.Module) -> frozenset[frozenset[str]]:
     return frozenset(frozenset(group) for group in groups.values() if len(group) > 1)
 
 
+def tied_partners(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return FQN -> the other names of its storage, for each parameter that has any."""
+    return {name: tuple(sorted(group - {name})) for group in tied_names(module) for name in group}
+
+
 def tied_contracts(module: nn.Module) -> tuple[Tied, ...]:
     """Return a contract for each pair of parameters that share storage."""
     found = []

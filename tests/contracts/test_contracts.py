@@ -16,7 +16,7 @@ from edgeopt.contracts.contract import Contract
 from edgeopt.contracts.kinds import from_json
 from edgeopt.contracts.nm_sparse import NMSparse
 from edgeopt.contracts.quantized import Quantized
-from edgeopt.contracts.tied import Tied
+from edgeopt.contracts.tied import Tied, tied_contracts, tied_partners
 from edgeopt.errors import BundleError
 from edgeopt.ir.edges import EdgeId
 from edgeopt.ir.editor import ProgramEditor
@@ -137,6 +137,20 @@ def test_a_tie_on_a_module() -> None:
     assert TIE.check_module(module) == "embedding.weight and head.weight no longer share storage"
     module.head = nn.Identity()
     assert TIE.check_module(module) == "head.weight is gone"
+
+
+def test_a_storage_of_three_names_is_two_ties_and_each_name_has_two_partners() -> None:
+    module = nn.ModuleDict({name: nn.Linear(3, 3) for name in "abcd"})
+    module["b"].weight = module["c"].weight = module["a"].weight
+    assert tied_contracts(module) == (
+        Tied("a.weight", "b.weight"),
+        Tied("a.weight", "c.weight"),
+    )
+    assert tied_partners(module) == {
+        "a.weight": ("b.weight", "c.weight"),
+        "b.weight": ("a.weight", "c.weight"),
+        "c.weight": ("a.weight", "b.weight"),
+    }
 
 
 def test_a_tie_in_a_program_where_both_names_are_read() -> None:

@@ -67,18 +67,6 @@ class LoraFactors:
         """The rank r."""
         return self.a.shape[0]
 
-    @property
-    def parameters(self) -> int:
-        """Numbers that it holds."""
-        tensors = (self.a, self.b, self.b_bias, self.magnitude)
-        return sum(t.numel() for t in tensors if t is not None)
-
-    def norm(self) -> float:
-        """Return `||scale * B A||_F`, from the r x r products: the product itself is never made."""
-        a, b = self.a.double().flatten(1), self.b.double().flatten(1)
-        square = ((b.T @ b) * (a @ a.T)).sum()
-        return abs(self.scale) * float(square.clamp(min=0).sqrt())
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapter:
@@ -106,12 +94,6 @@ class Adapter:
     unread: tuple[str, ...]
     ignored: Mapping[str, str]
     sha256: Mapping[str, str]
-
-    @property
-    def parameters(self) -> int:
-        """Numbers that the adapter holds."""
-        factors = sum(f.parameters for f in self.factors.values())
-        return factors + sum(t.numel() for t in self.whole.values())
 
 
 def read_adapter(folder: Path) -> Adapter:

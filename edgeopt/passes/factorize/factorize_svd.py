@@ -10,22 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from edgeopt.analysis.layers import Layer, choose_layers, find_layers
 from edgeopt.analysis.moments import input_moments
-from edgeopt.analysis.selection import select
+from edgeopt.contracts.tied import tied_partners
 from edgeopt.devices.profile import LowRankRule
 from edgeopt.errors import ConfigError, PassError, PreconditionError
-from edgeopt.numerics.allocation import allocate
-from edgeopt.numerics.low_rank import RANK_DEFICIENT, Decomposition, decompose
+from edgeopt.numerics.low_rank import RANK_DEFICIENT, decompose
 from edgeopt.numerics.observers import SecondMoment
 from edgeopt.passes.factorize.outside_reads import outside_reads
 from edgeopt.passes.factorize.ranks import (
+    Ranks,
     Spectrum,
-    highest_rank,
+    cost,
     percent,
-    rank_choices,
+    ranks_keeping,
+    ranks_near,
+    ranks_within,
+    whole_cost,
     why_unpayable,
 )
-from edgeopt.passes.factorize.sites import Site, find_sites, matrix, replacement, vectors
+from edgeopt.passes.factorize.sites import refusal, replacement, vectors
 from edgeopt.pipeline.compiler_pass import WARNING, Pass, PassResult
 from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.state import Effect, ModelState, Stage
@@ -118,213 +122,154 @@ class FactorizeSVD(Pass[FactorizeSVDConfig]):
 
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
         rule = LowRankRule(multiple=1) if self.config.ignore_profile else ctx.profile.low_rank
-        sites, skipped = self._sites(state, ctx, rule)
-        if not sites:
+        layers, skipped = self._layers(state, ctx, rule)
+        if not layers:
             return PassResult(state, {}, skipped)
-        spectra, notes = self._spectra(state.carrier_module, sites, ctx, skipped)
-        ranks = self._ranks(spectra, rule, skipped)
+        spectra, notes = self._spectra(state.carrier_module, layers, ctx, skipped)
+        ranks = self._ranks(spectra, rule)
         changes: dict[str, str] = {}
         for spectrum in spectra:
-            site = spectrum.site
-            if site.fqn not in ranks:
+            fqn = spectrum.layer.fqn
+            if fqn not in ranks.given:
                 continue
-            rank = ranks[site.fqn]
+            rank = ranks.given[fqn]
             _replace(state.carrier_module, spectrum, rank)
-            changes[site.fqn] = self._told(spectrum, rank)
-        notes += _total([s.site for s in spectra], ranks)
-        return PassResult(state, changes, skipped, tuple(notes))
+            changes[fqn] = self._told(spectrum, rank)
+        notes += _total([s.layer for s in spectra], ranks.given)
+        return PassResult(state, changes, {**skipped, **ranks.skipped}, tuple(notes))
 
-    def _sites(
+    def _layers(
         self, state: ModelState, ctx: PassContext, rule: LowRankRule
-    ) -> tuple[list[Site], dict[str, str]]:
+    ) -> tuple[list[Layer], dict[str, str]]:
         """Return the layers to take apart, and why the others are not."""
-        found = find_sites(state)
-        names = [site.fqn for site in found]
-        chosen, idle = select(names, self.config.include)
-        left, idle_out = select(names, self.config.exclude)
-        if idle == ["*"]:
-            return [], {"the model": "holds no Linear or 1x1 Conv2d"}
-        if idle or idle_out:
-            raise ConfigError(
-                f"factorize_svd: pattern {(idle + idle_out)[0]!r} matches no Linear or convolution"
-            )
-        sites, skipped = [], {}
-        for site in found:
-            if site.fqn not in chosen:
-                continue
-            reason = "named in exclude" if site.fqn in left else site.refusal
-            reason = reason or why_unpayable(site, rule, ctx.profile.name)
+        module = state.carrier_module
+        chosen, skipped = choose_layers(
+            find_layers(module), self.config.include, self.config.exclude, who=self.name
+        )
+        tied = tied_partners(module)
+        layers = []
+        for layer in chosen:
+            reason = refusal(layer, state, tied) or why_unpayable(layer, rule, ctx.profile.name)
             if reason:
-                skipped[site.fqn] = reason
+                skipped[layer.name] = reason
             else:
-                sites.append(site)
-        readers = outside_reads(state.carrier_module, [s.fqn for s in sites], ctx) if sites else {}
+                layers.append(layer)
+        readers = outside_reads(module, [layer.fqn for layer in layers], ctx) if layers else {}
         skipped |= {fqn: f"{reader} reads its weight itself" for fqn, reader in readers.items()}
-        return [site for site in sites if site.fqn not in readers], skipped
+        return [layer for layer in layers if layer.fqn not in readers], skipped
 
     def _spectra(
-        self, module: nn.Module, sites: list[Site], ctx: PassContext, skipped: dict[str, str]
+        self, module: nn.Module, layers: list[Layer], ctx: PassContext, skipped: dict[str, str]
     ) -> tuple[list[Spectrum], list[str]]:
-        for site in sites:
-            if not bool(torch.isfinite(matrix(module.get_submodule(site.fqn))).all()):
-                raise PassError(f"factorize_svd: {site.fqn}: its weight holds NaN or Inf")
+        for layer in layers:
+            if not bool(torch.isfinite(layer.matrix()).all()):
+                raise PassError(f"factorize_svd: {layer.fqn}: its weight holds NaN or Inf")
         if self.config.method == "plain":
-            return [
-                Spectrum(site, decompose(matrix(module.get_submodule(site.fqn))), None)
-                for site in sites
-            ], []
+            return [Spectrum(layer, decompose(layer.matrix()), None) for layer in layers], []
         spectra: list[Spectrum] = []
         few: dict[str, int] = {}
-        for group in _groups(sites, self.config.memory_mb * 1_000_000):
+        for group in _groups(layers, self.config.memory_mb * 1_000_000):
             moments = _moments(module, group, ctx)
-            for site in group:
-                moment = moments.pop(site.fqn)
+            for layer in group:
+                moment = moments.pop(layer.fqn)
                 if moment.count == 0:
-                    skipped[site.fqn] = "the calibration data never reach it"
+                    skipped[layer.fqn] = "the calibration data never reach it"
                     continue
-                if moment.count < site.inputs:
-                    few[site.fqn] = moment.count
-                layer = module.get_submodule(site.fqn)
-                mean = moment.mean if getattr(layer, "bias", None) is not None else None
+                if moment.count < layer.inputs:
+                    few[layer.fqn] = moment.count
+                mean = moment.mean if layer.bias is not None else None
                 gram = moment.gram if mean is None else moment.covariance
                 # rounding of constant inputs is no variance
                 power = float(moment.gram.trace())
                 if float(gram.trace()) <= RANK_DEFICIENT * power:
                     what = "always zero" if power == 0 else "always the same"
-                    skipped[site.fqn] = f"its input is {what} on the calibration data"
+                    skipped[layer.fqn] = f"its input is {what} on the calibration data"
                     continue
-                spectra.append(Spectrum(site, decompose(matrix(layer), gram), mean))
-                ctx.progress(f"{self.name}: spectra", len(spectra), len(sites))
-        return spectra, _too_few(few, sites)
+                spectra.append(Spectrum(layer, decompose(layer.matrix(), gram), mean))
+                ctx.progress(f"{self.name}: spectra", len(spectra), len(layers))
+        return spectra, _too_few(few, layers)
 
-    def _ranks(
-        self, spectra: Sequence[Spectrum], rule: LowRankRule, skipped: dict[str, str]
-    ) -> dict[str, int]:
-        """Return the rank of each layer that is factorized; say why of the others."""
-        if self.config.rank is None and self.config.energy is None:
-            return self._shared_out(spectra, rule, skipped)
-        ranks = {}
-        for spectrum in spectra:
-            site, parts = spectrum.site, spectrum.parts
-            rank, goal = self._wanted(parts, rule.multiple)
-            most = highest_rank(site, rule)
-            if rank > most:
-                skipped[site.fqn] = (
-                    f"{goal} {site.cost(rank)} parameters, and at most {site.cost(most)} (rank "
-                    f"{most}) pay against {site.parameters}"
-                )
-                continue
-            ranks[site.fqn] = rank
-        return ranks
-
-    def _wanted(self, parts: Decomposition, multiple: int) -> tuple[int, str]:
-        """Return the rank that the options ask for, and how a reason begins that names it."""
+    def _ranks(self, spectra: Sequence[Spectrum], rule: LowRankRule) -> Ranks:
         if self.config.rank is not None:
-            rank = max(self.config.rank // multiple, 1) * multiple
-            rank = min(rank, parts.full_rank)
-            return rank, f"rank {rank} takes"
-        energy = self.config.energy
-        assert energy is not None
-        # a hair below, so that rounding does not cost a rank
-        reached = parts.kept >= energy - 1e-12
-        rank = max(int(reached.double().argmax()), 1)
-        rank = min(math.ceil(rank / multiple) * multiple, parts.full_rank)
-        return rank, f"rank {rank}, which keeps {percent(energy)}, takes"
-
-    def _shared_out(
-        self, spectra: Sequence[Spectrum], rule: LowRankRule, skipped: dict[str, str]
-    ) -> dict[str, int]:
+            return ranks_near(spectra, rule, self.config.rank)
+        if self.config.energy is not None:
+            return ranks_keeping(spectra, rule, self.config.energy)
         budget = DEFAULT_BUDGET if self.config.budget is None else self.config.budget
-        total = sum(s.site.parameters for s in spectra)
-        choices = [rank_choices(s, rule) for s in spectra]
-        least = sum(rows[0].cost for rows in choices)
-        if least > budget * total:
-            raise ConfigError(
-                f"factorize_svd: budget {budget:g}: the lowest ranks (multiples of "
-                f"{rule.multiple}) take {least} of {total} parameters, {percent(least / total)}; "
-                "raise the budget, or leave layers out with exclude"
-            )
-        ranks = {}
-        for spectrum, choice in zip(spectra, allocate(choices, int(budget * total)), strict=True):
-            site = spectrum.site
-            if choice.rank is not None:
-                ranks[site.fqn] = choice.rank
-                continue
-            most = highest_rank(site, rule)
-            skipped[site.fqn] = (
-                f"left whole by the budget: rank {most}, the highest that pays, would keep "
-                f"{percent(float(spectrum.parts.kept[most]))}"
-            )
-        return ranks
+        return ranks_within(spectra, rule, budget, who=self.name)
 
     def _told(self, spectrum: Spectrum, rank: int) -> str:
-        parts, site = spectrum.parts, spectrum.site
+        parts, layer = spectrum.parts, spectrum.layer
         kept = float(parts.kept[rank])
         what = "squared weight" if self.config.method == "plain" else "output's energy"
         what = what if spectrum.mean is None else "output's variance"
         return (
             f"rank {rank} of {parts.full_rank} keeps {percent(kept)} of the {what} "
             f"(relative error {math.sqrt(max(1 - kept, 0.0)):.3g}), "
-            f"{site.parameters} -> {site.cost(rank)} parameters"
+            f"{whole_cost(layer)} -> {cost(layer, rank)} parameters"
         )
 
 
 def _replace(module: nn.Module, spectrum: Spectrum, rank: int) -> None:
-    fqn, parts = spectrum.site.fqn, spectrum.parts
-    layer = module.get_submodule(fqn)
+    layer, parts = spectrum.layer, spectrum.parts
     up, down = parts.factors(rank)
-    bias = getattr(layer, "bias", None)
+    bias = layer.bias
     if bias is not None and spectrum.mean is not None:
         lost = parts.weight @ spectrum.mean - up @ (down @ spectrum.mean)
         bias = bias.detach().double() + lost
-    module.set_submodule(fqn, replacement(layer, up, down, None if bias is None else bias.detach()))
+    pair = replacement(layer.module, up, down, None if bias is None else bias.detach())
+    module.set_submodule(layer.fqn, pair)
 
 
-def _moments(module: nn.Module, sites: Sequence[Site], ctx: PassContext) -> dict[str, SecondMoment]:
+def _moments(
+    module: nn.Module, layers: Sequence[Layer], ctx: PassContext
+) -> dict[str, SecondMoment]:
     assert ctx.calibration is not None
-    layers = {site.fqn: module.get_submodule(site.fqn) for site in sites}
+    wanted = {
+        layer.fqn: (layer.inputs, functools.partial(vectors, layer.module)) for layer in layers
+    }
     return input_moments(
         module,
-        {s.fqn: (s.inputs, functools.partial(vectors, layers[s.fqn])) for s in sites},
+        wanted,
         ctx.calibration,
         lambda batches: ctx.progress("factorize_svd: inputs", batches, None),
     )
 
 
-def _groups(sites: Sequence[Site], limit_bytes: int) -> Iterator[list[Site]]:
+def _groups(layers: Sequence[Layer], limit_bytes: int) -> Iterator[list[Layer]]:
     """Cut the layers into runs whose second moments fit into memory; one always does."""
-    group: list[Site] = []
+    group: list[Layer] = []
     held = 0
-    for site in sites:
-        size = 8 * site.inputs**2
+    for layer in layers:
+        size = 8 * layer.inputs**2
         if group and held + size > limit_bytes:
             yield group
             group, held = [], 0
-        group.append(site)
+        group.append(layer)
         held += size
     yield group
 
 
-def _too_few(few: Mapping[str, int], sites: Sequence[Site]) -> list[str]:
+def _too_few(few: Mapping[str, int], layers: Sequence[Layer]) -> list[str]:
     if not few:
         return []
-    widths = {site.fqn: site.inputs for site in sites}
+    widths = {layer.fqn: layer.inputs for layer in layers}
     worst = min(few, key=lambda fqn: few[fqn] / widths[fqn])
     return [
-        f"{WARNING}{len(few)} of {len(sites)} layers saw fewer vectors than they have inputs "
+        f"{WARNING}{len(few)} of {len(layers)} layers saw fewer vectors than they have inputs "
         f"({worst}: {few[worst]} for {widths[worst]}), so the errors told are of data that "
         "the factors fit; calibrate with more samples"
     ]
 
 
-def _total(sites: Sequence[Site], ranks: Mapping[str, int]) -> list[str]:
-    before = sum(site.parameters for site in sites)
+def _total(layers: Sequence[Layer], ranks: Mapping[str, int]) -> list[str]:
+    before = sum(whole_cost(layer) for layer in layers)
     after = sum(
-        site.cost(ranks[site.fqn]) if site.fqn in ranks else site.parameters for site in sites
+        cost(layer, ranks[layer.fqn]) if layer.fqn in ranks else whole_cost(layer)
+        for layer in layers
     )
     if not before:
         return []
     return [
-        f"{len(ranks)} of {len(sites)} layers that could be factorized were; together "
+        f"{len(ranks)} of {len(layers)} layers that could be factorized were; together "
         f"{before} -> {after} parameters ({percent(after / before)})"
     ]

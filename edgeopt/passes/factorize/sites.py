@@ -1,27 +1,16 @@
-"""Layers that are one matrix: how to read them, and how to put two thin ones in their place."""
+"""Layers that are one matrix: which they are, and how to put two thin ones in their place."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.contracts.tied import tied_contracts
+from edgeopt.analysis.layers import Kind, Layer
 from edgeopt.pipeline.state import ModelState
-
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-ROOT = "the model"
 
 
 class LowRank(nn.Sequential):
@@ -31,62 +20,30 @@ class LowRank(nn.Sequential):
         super().__init__(collections.OrderedDict(down=down, up=up))
 
 
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """A layer that might be factorized.
+def refusal(layer: Layer, state: ModelState, tied: Mapping[str, Sequence[str]]) -> str:
+    """Return why a layer cannot be factorized, or empty.
 
-    Attributes:
-        fqn: Its name.
-        inputs: Width of the vectors that its matrix takes.
-        outputs: Width of those that it gives.
-        refusal: Why it cannot be factorized, or empty.
+    Args:
+        layer: A layer of the state's module.
+        state: What holds its weight.
+        tied: FQN -> other names of its storage.
     """
-
-    fqn: str
-    inputs: int
-    outputs: int
-    refusal: str = ""
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the matrix; also its multiply-accumulates for each vector."""
-        return self.inputs * self.outputs
-
-    def cost(self, rank: int) -> int:
-        """Return the weights, and multiply-accumulates for each vector, of two factors."""
-        return rank * (self.inputs + self.outputs)
+    if not layer.fqn:
+        return "is the whole model"
+    parent = state.carrier_module.get_submodule(layer.fqn.rpartition(".")[0])
+    if isinstance(parent, LowRank):
+        return "is a factor already"
+    if layer.aliases:
+        return f"is also {layer.aliases[0]}: one layer under two names"
+    return _no_matrix(layer) or _held(layer, state, tied)
 
 
-def find_sites(state: ModelState) -> list[Site]:
-    """Return every layer that is, or resembles, a matrix, in the order of the model."""
-    module = state.carrier_module
-    names: dict[nn.Module, list[str]] = {}
-    for name, child in module.named_modules(remove_duplicate=False):
-        names.setdefault(child, []).append(name or ROOT)
-    tied = {n: pair for c in tied_contracts(module) for n, pair in ((c.a, c.b), (c.b, c.a))}
-    found = []
-    for child, (name, *others) in names.items():
-        site = _site(name, child)
-        if site is None:
-            continue
-        parent = module if "." not in name else module.get_submodule(name.rpartition(".")[0])
-        refusal = site.refusal or _held(name, state, tied)
-        if name == ROOT:
-            refusal = "is the whole model"
-        elif isinstance(parent, LowRank):
-            refusal = "is a factor already"
-        elif others:
-            refusal = f"is also {others[0]}: one layer under two names"
-        found.append(dataclasses.replace(site, refusal=refusal))
-    return found
-
-
-def _held(name: str, state: ModelState, tied: Mapping[str, str]) -> str:
+def _held(layer: Layer, state: ModelState, tied: Mapping[str, Sequence[str]]) -> str:
     """Return why the state forbids to take this layer's weight apart, or empty."""
     for leaf in ("weight", "bias"):
-        fqn = f"{name}.{leaf}"
+        fqn = f"{layer.fqn}.{leaf}"
         if fqn in tied:
-            return f"{fqn} is tied to {tied[fqn]}"
+            return f"{fqn} is tied to {tied[fqn][0]}"
         for contract in state.contracts:
             if fqn in contract.sites:
                 return (
@@ -96,23 +53,21 @@ def _held(name: str, state: ModelState, tied: Mapping[str, str]) -> str:
     return ""
 
 
-def _site(name: str, child: nn.Module) -> Site | None:
-    if isinstance(child, nn.Linear):
-        refusal = _refusal(child, nn.Linear)
-        return Site(name, child.in_features, child.out_features, refusal)
-    if isinstance(child, CONVOLUTIONS):
-        refusal = _not_pointwise(child) or _refusal(child, nn.Conv2d)
-        return Site(name, child.in_channels, child.out_channels, refusal)
-    if isinstance(child, nn.MultiheadAttention):
-        width = child.embed_dim
-        return Site(name, width, 3 * width, "packs its projections and reads them itself")
-    weight = getattr(child, "weight", None)
-    if type(child).__name__ == "Conv1D" and isinstance(weight, Tensor) and weight.dim() == 2:
-        refusal = _refusal(child, type(child))
-        if not refusal and not _is_linear(child):
-            refusal = "is named Conv1D, but is no linear with its weight stored [in, out]"
-        return Site(name, weight.shape[0], weight.shape[1], refusal)
-    return None
+def _no_matrix(layer: Layer) -> str:
+    """Return why the layer is no multiplication by one matrix, or empty."""
+    child = layer.module
+    if layer.kind is Kind.LINEAR:
+        return _extras(child, nn.Linear)
+    if layer.kind is Kind.PACKED_ATTENTION:
+        return "packs its projections and reads them itself"
+    if layer.kind is Kind.SPLIT_ATTENTION:
+        return "reads its projections itself"
+    if layer.kind is not Kind.CONV1D:
+        return _not_pointwise(child) or _extras(child, nn.Conv2d)
+    extras = _extras(child, type(child))
+    if not extras and not _is_linear(layer):
+        return "is named Conv1D, but is no linear with its weight stored [in, out]"
+    return extras
 
 
 def _not_pointwise(child: nn.Module) -> str:
@@ -127,7 +82,7 @@ def _not_pointwise(child: nn.Module) -> str:
     return ""
 
 
-def _refusal(child: nn.Module, kind: type[nn.Module]) -> str:
+def _extras(child: nn.Module, kind: type[nn.Module]) -> str:
     """Return what the layer has or does beyond multiplying by its weight, or empty."""
     if nn.utils.parametrize.is_parametrized(child):
         return "is parametrized"
@@ -146,25 +101,13 @@ def _refusal(child: nn.Module, kind: type[nn.Module]) -> str:
     return ""
 
 
-def _is_linear(child: nn.Module) -> bool:
-    weight, bias = child.weight, getattr(child, "bias", None)
-    assert isinstance(weight, Tensor)
+def _is_linear(layer: Layer) -> bool:
     generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(2, 3, len(weight), generator=generator).to(weight)
+    probe = torch.randn(2, 3, layer.inputs, generator=generator).to(layer.weight)
     with torch.no_grad():
-        got, want = child(probe), F.linear(probe, weight.T, bias)
+        got, want = layer.module(probe), F.linear(probe, layer.matrix(), layer.bias)
     # another order of the same sum
     return isinstance(got, Tensor) and got.shape == want.shape and torch.allclose(got, want, 1e-2)
-
-
-def matrix(child: nn.Module) -> Tensor:
-    """Return the layer's weight as [out, in]."""
-    weight = child.weight
-    assert isinstance(weight, Tensor)
-    weight = weight.detach()
-    if isinstance(child, nn.Conv2d):
-        return weight.flatten(1)
-    return weight if isinstance(child, nn.Linear) else weight.T
 
 
 def vectors(child: nn.Module, x: Tensor) -> Tensor:

@@ -10,15 +10,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeopt.analysis.chains import chains, trace
+from edgeopt.analysis.layers import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
 from edgeopt.analysis.selection import select
-from edgeopt.contracts.tied import tied_contracts
-from edgeopt.errors import ConfigError
+from edgeopt.contracts.tied import tied_partners
 from edgeopt.pipeline.compiler_pass import Pass, PassResult
 from edgeopt.pipeline.context import PassContext
 from edgeopt.pipeline.state import Effect, ModelState, Stage
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +49,7 @@ class FoldBatchNorm(Pass[FoldBatchNormConfig]):
     def run(self, state: ModelState, ctx: PassContext) -> PassResult:
         module = state.carrier_module
         norms = [name for name, child in module.named_modules() if isinstance(child, _BatchNorm)]
-        left, idle = select(norms, self.config.skip)
-        if idle:
-            raise ConfigError(f"fold_batch_norm: skip pattern {idle[0]!r} matches no batch norm")
+        left = select(norms, self.config.skip, who=self.name, what="batch norm")
         skipped = {name: "named in skip" for name in left}
         traced = trace(module, ctx) if len(norms) > len(left) else None
         if traced is None:
@@ -62,15 +57,13 @@ class FoldBatchNorm(Pass[FoldBatchNormConfig]):
         if traced.exported is None:
             reason = f"the model cannot be captured to see what feeds it: {traced.failure}"
             return PassResult(state, {}, skipped | {name: reason for name in norms})
-        tied = {
-            name: pair for c in tied_contracts(module) for name, pair in ((c.a, c.b), (c.b, c.a))
-        }
+        tied = tied_partners(module)
         changes: dict[str, str] = {}
         for chain in chains(traced.exported, "batch_norm"):
             if chain.consumer not in norms or chain.consumer in left:
                 continue
             weight = f"{chain.producer}.weight"
-            reason = f"{weight} is tied to {tied[weight]}" if weight in tied else chain.reason
+            reason = f"{weight} is tied to {tied[weight][0]}" if weight in tied else chain.reason
             reason = reason or _refusal(module, chain.producer, chain.consumer)
             if reason:
                 skipped[chain.consumer] = reason
@@ -89,7 +82,7 @@ class FoldBatchNorm(Pass[FoldBatchNormConfig]):
 def _refusal(module: nn.Module, producer: str, consumer: str) -> str:
     source, norm = module.get_submodule(producer), module.get_submodule(consumer)
     assert isinstance(norm, _BatchNorm)
-    if not isinstance(source, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
+    if not isinstance(source, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)):
         return f"{producer} is a {type(source).__name__}"
     if nn.utils.parametrize.is_parametrized(source):
         return f"{producer} is parametrized"
@@ -153,7 +146,7 @@ def _fold(source: nn.Module, norm: nn.Module) -> None:
 
 def _along_outputs(source: nn.Module, factor: Tensor) -> Tensor:
     """Bring a factor for each output channel to a shape that multiplies the layer's weight."""
-    if not isinstance(source, _TRANSPOSED):
+    if not isinstance(source, TRANSPOSED_CONVOLUTIONS):
         return factor.reshape(-1, *[1] * (source.weight.dim() - 1))  # type: ignore[operator]
     # [in, out / groups, ...]: the input channels of a group see the outputs of that group
     rows = factor.reshape(source.groups, -1)

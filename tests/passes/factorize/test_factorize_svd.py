@@ -22,7 +22,7 @@ from edgeopt.ir.calls import Batch
 from edgeopt.ir.digests import digest
 from edgeopt.numerics.low_rank import output_error
 from edgeopt.passes.factorize.factorize_svd import FactorizeSVD, FactorizeSVDConfig
-from edgeopt.passes.factorize.sites import LowRank, matrix
+from edgeopt.passes.factorize.sites import LowRank
 from edgeopt.passes.fold.fold_batch_norm import FoldBatchNorm
 from edgeopt.passes.prune.prune_nm import PruneNM, PruneNMConfig
 from edgeopt.pipeline.context import PassContext
@@ -60,6 +60,12 @@ def product(pair: nn.Module) -> Tensor:
     assert isinstance(pair, LowRank)
     up, down = pair.get_submodule("up"), pair.get_submodule("down")
     return matrix(up).double() @ matrix(down).double()
+
+
+def matrix(factor: nn.Module) -> Tensor:
+    weight = factor.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().flatten(1)
 
 
 def ranks(state: ModelState) -> dict[str, int]:
@@ -374,10 +380,10 @@ def test_globs_choose_and_a_glob_without_a_match_is_an_error() -> None:
     assert set(ranks(state)) == {"attn.qkv", "fc1"}
     assert record(state).skipped == {"attn.proj": "named in exclude"}
     for options in ({"include": ("fc3",)}, {"exclude": ("fc3",)}):
-        with pytest.raises(ConfigError, match="pattern 'fc3' matches no Linear or convolution"):
+        with pytest.raises(ConfigError, match="factorize_svd: pattern 'fc3' matches no Linear or"):
             factorize(model, x, rank=4, **options)
     nothing = factorize(nn.Sequential(nn.ReLU()), x, rank=4)
-    assert record(nothing).skipped == {"the model": "holds no Linear or 1x1 Conv2d"}
+    assert record(nothing).skipped == {"the model": "holds no Linear or convolution"}
 
 
 class Doubled(nn.Linear):

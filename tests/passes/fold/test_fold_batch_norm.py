@@ -316,5 +316,7 @@ def test_a_skip_glob_leaves_its_norms_alone(glob: str) -> None:
 
 
 def test_a_skip_glob_that_matches_nothing_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"skip pattern 'parts\.c' matches no batch norm"):
+    with pytest.raises(
+        ConfigError, match=r"pattern 'parts\.c' matches no batch norm; the nearest is 'parts\.b\.1'"
+    ):
         fold(Both(), normal(2, 4, 4, 4), skip=("parts.a", "parts.c"))

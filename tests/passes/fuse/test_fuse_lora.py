@@ -313,6 +313,7 @@ def test_several_weighted_adapters_are_the_sum_that_peft_gives_by_cat(tmp_path: 
     line = state.history[0].changes["model.layers.0.self_attn.q_proj"]
     assert "one, weight 0.7: LoRA of rank 4" in line
     assert "two, weight -1.3: LoRA of rank 3" in line
+    assert state.history[0].notes == ()
 
 
 def test_adapters_one_after_the_other_are_adapters_together(tmp_path: Path) -> None:

@@ -190,6 +190,22 @@ def test_a_parametrized_layer_is_skipped() -> None:
     assert record(state).skipped == {"0": "is parametrized"}
 
 
+def test_a_weight_that_is_no_parameter_is_skipped() -> None:
+    layer = nn.Linear(8, 8)
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.register_buffer("weight", weight)
+    state = prune(nn.Sequential(layer), normal(2, 8))
+    assert record(state).changes == {}
+    assert record(state).skipped == {"0": "its weight is no parameter"}
+
+
+def test_the_model_itself_may_be_pruned() -> None:
+    state = prune(nn.Linear(8, 8), normal(2, 8))
+    assert set(record(state).changes) == {"the model"}
+    assert contracts(state) == {NMSparse("weight", 2, 4, 1)}
+
+
 # --- tied and shared -----------------------------------------------------------------------------
 
 
@@ -242,6 +258,41 @@ def test_a_weight_that_is_to_stay_dense_elsewhere_stays_dense(
     assert int((state.carrier_module.first.weight == 0).sum()) == 0
 
 
+class Pair(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), second
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_a_weight_that_another_layer_stores_turned_stays_dense() -> None:
+    state = prune(Pair(Conv1D(8, 8)), normal(2, 8))
+    assert record(state).skipped == {
+        "first": "first.weight is tied to second.weight of a Conv1D",
+        "second": "second.weight is tied to first.weight of a Linear",
+    }
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_a_weight_of_a_layer_that_cannot_be_pruned_stays_dense() -> None:
+    second = nn.Linear(8, 8)
+    nn.utils.parametrize.register_parametrization(second, "bias", Doubled())
+    state = prune(Pair(second), normal(2, 8))
+    assert record(state).skipped == {
+        "first": "its weight is also that of second, which is to stay dense",
+        "second": "is parametrized",
+    }
+
+
 class Shared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -255,6 +306,24 @@ def test_a_module_that_is_called_twice_is_pruned_once() -> None:
     state = prune(seeded(Shared), normal(2, 8))
     assert set(record(state).changes) == {"layer"}
     assert contracts(state) == {NMSparse("layer.weight", 2, 4, 1)}
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(8, 8)
+        self.other = self.one
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(torch.relu(self.one(x)))
+
+
+def test_a_module_under_two_names_is_pruned_once_and_goes_by_both() -> None:
+    state = prune(seeded(Named), normal(2, 8), include=("other",))
+    assert set(record(state).changes) == {"one"}
+    assert contracts(state) == {NMSparse("one.weight", 2, 4, 1)}
+    left = prune(seeded(Named), normal(2, 8), exclude=("other",))
+    assert record(left).skipped == {"one": "named in exclude"}
 
 
 # --- what the device can use ---------------------------------------------------------------------
@@ -305,7 +374,9 @@ def test_globs_choose_and_leave_out() -> None:
 @pytest.mark.parametrize("option", ["include", "exclude"])
 def test_a_glob_that_matches_nothing_is_an_error(option: str) -> None:
     options = {"include": ("*",), option: ("attn.*",)}
-    with pytest.raises(ConfigError, match=r"pattern 'attn\.\*' matches no Linear or Conv"):
+    with pytest.raises(
+        ConfigError, match=r"prune_nm: pattern 'attn\.\*' matches no Linear or convolution"
+    ):
         prune(nn.Sequential(nn.Linear(8, 8)), normal(2, 8), **options)  # type: ignore[arg-type]
 
 
