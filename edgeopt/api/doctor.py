@@ -214,7 +214,7 @@ _PROVIDERS = (
 )
 
 
-_WITH_TORCH = ("torch", "timm", "transformers")
+_WITH_TORCH = ("torch", "timm")
 """What imports torch, which the rest of the doctor needs too; all else is asked in a child."""
 
 _CPU_FEATURES = {

@@ -56,7 +56,7 @@ def problem(module: str) -> str:
     if find_spec(module) is None:
         return "not installed"
     try:
-        if module in ("timm", "transformers"):  # as the loaders do
+        if module == "timm":  # as its loader does
             from edgeopt.models.torchvision_operators import import_torchvision
 
             import_torchvision()
