@@ -194,10 +194,10 @@ def test_on_the_device_itself_its_own_runtime_is_judged_and_a_stand_in_is_not(
     own = Small(profile="orin", target="tensorrt")  # a file that ONNX Runtime times
     for found, verdict in ((Hardware(), OPEN), (ON_ORIN, PASS)):
         monkeypatch.setattr(machines, "hardware", lambda found=found: found)
-        for name in ("latency_p50", "peak_memory"):
+        for name in ("latency_p50_ms", "peak_memory_mb"):
             assert rows(pair(tmp_path / str(verdict), own, own))[name].verdict is verdict
     stand_in = dataclasses.replace(own, target="onnxruntime")
-    row = rows(pair(tmp_path / "stand_in", stand_in, stand_in))["latency_p50"]
+    row = rows(pair(tmp_path / "stand_in", stand_in, stand_in))["latency_p50_ms"]
     assert row.verdict is OPEN
     assert "it stands in for another runtime" in row.reason
 
@@ -209,7 +209,7 @@ def test_on_the_device_a_runtime_that_is_missing_is_named(
     told = {}
     for found in (Hardware(), ON_ORIN):
         monkeypatch.setattr(machines, "hardware", lambda found=found: found)
-        told[found] = rows(pair(tmp_path / found.capability, TENSORRT, TENSORRT))["latency_p50"]
+        told[found] = rows(pair(tmp_path / found.capability, TENSORRT, TENSORRT))["latency_p50_ms"]
     assert told[Hardware()].reason.startswith("a tensorrt file is timed on its device; ")
     assert told[ON_ORIN].reason.startswith(f"{inspector_for('tensorrt').untimed()}; ")
     for row in told.values():
