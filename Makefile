@@ -8,9 +8,10 @@ PINS := constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
-# What `make test-oldest` and `make test-newest` run: what a dependency's version can break. Name
-# others, or TESTS=tests for all.
-TESTS ?= tests/passes/capture tests/passes/quantize tests/exporters tests/runtime_tests \
+# What `make test-oldest` and `make test-newest` run: what a dependency's version can break, but the
+# Hexagon simulator, which is slow. Name others, or TESTS=tests for all.
+TESTS ?= tests/passes/capture tests/passes/quantize tests/exporters/onnx tests/exporters/executorch \
+	tests/exporters/tensorrt tests/runtime_tests/onnxruntime tests/runtime_tests/executorch \
 	tests/report tests/cli tests/models
 
 DOCS := .venv-docs
