@@ -200,7 +200,7 @@ def at_ranks_of(case: Case, white: nn.Module) -> tuple[nn.Module, list[tuple[flo
         left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
         rank = len(factors["down"])
         u, v = left[:, :rank] * values[:rank], right[:rank]
-        same.get_submodule(name).weight.data = (u @ v).to(weight.dtype)  # type: ignore[union-attr]
+        same.get_submodule(name).weight.data = (u @ v).to(weight.dtype)
         # what a bias makes up for counts neither for nor against
         moment = case.moments[name]
         gram = moment.gram if layers[name].bias is None else moment.covariance

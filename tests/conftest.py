@@ -36,13 +36,14 @@ def _define_torchvision_operators() -> None:
     import torch
 
     folder = list(found.submodule_search_locations)
-    extension = importlib.machinery.PathFinder.find_spec("_C", folder)
-    try:
-        if extension is not None and extension.origin is not None:
-            torch.ops.load_library(extension.origin)
-            return
-    except OSError:
-        pass
+    for name in ("_C", "_C_stable"):  # as it is called before 0.29, and from then on
+        extension = importlib.machinery.PathFinder.find_spec(name, folder)
+        try:
+            if extension is not None and extension.origin is not None:
+                torch.ops.load_library(extension.origin)
+                return
+        except OSError:
+            pass
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

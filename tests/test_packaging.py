@@ -63,7 +63,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in SOURCES:
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, copy / name)
     words = "-m pip install --quiet --no-deps --no-build-isolation --no-index --no-compile --target"
     ran = subprocess.run(
@@ -228,6 +228,12 @@ def test_a_wheel_holds_every_module_and_data_file(installed: Path) -> None:
     assert not missing
     top = {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")}
     assert top - {"bin"} == {"edgeopt"}, "generic top-level names leak"
+
+
+def test_a_wheel_holds_the_licence_and_the_notice(installed: Path) -> None:
+    (folder,) = installed.glob("edgeopt-*.dist-info/licenses")
+    for name in ("LICENSE", "NOTICE"):
+        assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
 
 
 def test_an_installed_copy_works_from_elsewhere(installed: Path, tmp_path: Path) -> None:
