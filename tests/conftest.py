@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
-from collections.abc import Generator
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 OFF = ("", "0", "false")
+SOURCES = ("edgeopt", "exporters", "runtime_tests", "device_profiles")
 
 # Before torch comes: workers that each start a thread for every core stand in each other's way.
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -95,6 +99,47 @@ def assets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no assets in {folder}; set EDGEOPT_ASSETS")
     return folder
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield a folder that stands first in `sys.path`, for packages that only one test has.
+
+    What was imported from it is forgotten.
+    """
+    from edgeopt.registry import plugins
+
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    plugins.installed.cache_clear()
+    yield folder
+    plugins.installed.cache_clear()
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def edgeopt_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a wheel of edgeopt from a clean copy, once for all tests that install it."""
+    work = tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, work / "copy" / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, work / "copy" / name)
+    words = "-m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir"
+    ran = subprocess.run(
+        [sys.executable, *words.split(), str(work / "wheels"), str(work / "copy")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    (wheel,) = (work / "wheels").glob("edgeopt-*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="session")

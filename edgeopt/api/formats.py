@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from edgeopt.errors import BundleError
+from edgeopt.errors import BundleError, PluginError
 from edgeopt.exporters.base import Exporter
 from edgeopt.registry.kinds import EXPORTERS, INSPECTORS, RUNNERS
 from edgeopt.registry.lookup import find, names
@@ -24,13 +25,25 @@ def format_of(place: Path) -> str:
         BundleError: If it is no format's.
     """
     known: list[str] = []
-    for name in format_names():
-        suffix = exporter_for(name).suffix
-        if suffix and suffix == place.suffix:
-            return name
-        known += [suffix] if suffix else []
+    broken: list[str] = []
+    for exporter in every_exporter():
+        if isinstance(exporter, PluginError):
+            broken.append(f"; {exporter}")
+        elif exporter.suffix:
+            if exporter.suffix == place.suffix:
+                return exporter.format
+            known.append(exporter.suffix)
     told = " or ".join(sorted(known))
-    raise BundleError(f"{place}: is neither a bundle nor a model file ({told})")
+    raise BundleError(f"{place}: is neither a bundle nor a model file ({told}){''.join(broken)}")
+
+
+def every_exporter() -> Iterator[Exporter | PluginError]:
+    """Yield each format's exporter, those of edgeopt first; or why a plug-in's cannot be asked."""
+    for name in format_names():
+        try:
+            yield exporter_for(name)
+        except PluginError as failure:
+            yield failure
 
 
 def exporter_for(format_: str) -> Exporter:
@@ -40,17 +53,18 @@ def exporter_for(format_: str) -> Exporter:
         ConfigError: If there is none; the nearest is suggested.
         PluginError: If a plug-in's exporter does not import, or is none.
     """
-    exporter: Exporter = find(EXPORTERS, format_).load_class(Exporter, "format")()
+    exporter: Exporter = find(EXPORTERS, format_).make(Exporter, "format")
     return exporter
 
 
 def inspector_for(format_: str) -> Inspector:
     """Return what runs and reads the files of a format; raises as `exporter_for` does."""
-    inspector: Inspector = find(INSPECTORS, format_).load_class(Inspector, "format")()
+    inspector: Inspector = find(INSPECTORS, format_).make(Inspector, "format")
     return inspector
 
 
 def runner_for(runtime: str) -> Runner:
     """Return the runner of a runtime; raises as `exporter_for` does."""
-    runner: Runner = find(RUNNERS, runtime).load_class(object, "runtime")()
+    needs = ("unavailable", "version", "load")
+    runner: Runner = find(RUNNERS, runtime).make(object, "runtime", needs=needs)
     return runner

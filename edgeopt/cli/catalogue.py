@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgeopt.pipeline.compiler_pass import Pass
     from edgeopt.recipes.recipe import Recipe
     from edgeopt.registry.kinds import Kind
+
+T = TypeVar("T")
 
 
 def passes(
@@ -61,7 +63,7 @@ def _passes_by_source() -> list[dict[str, Any]]:
     return [
         {
             "name": found.name,
-            "family": found.module.split(".")[-2],
+            "family": _family(found.module),
             "stage": found.values["stage"].rpartition(".")[2],
             "effect": found.values["effect"].rpartition(".")[2].lower(),
             "summary": first_paragraph(found.doc),
@@ -79,11 +81,28 @@ def _plugin_rows(kind: Kind) -> list[dict[str, Any]]:
     return [
         {
             "name": entry.name,
-            "summary": f"of {entry.plugin}; `edgeopt {kind.noun}s {entry.name}` tells more",
+            "summary": f"of {entry.plugin}; `edgeopt {kind.plural} {entry.name}` tells more",
             "package": str(entry.plugin),
         }
         for entry in entries(kind)
     ]
+
+
+def _read_all(
+    kind: Kind, names: Sequence[str], load: Callable[[str], T]
+) -> tuple[list[T], list[dict[str, Any]]]:
+    """Load files by name; of several, also describe what plug-ins add or stand in the way of."""
+    from edgeopt.errors import PluginError
+
+    if len(names) == 1:
+        return [load(names[0])], []
+    found, told = [], []
+    for name in names:
+        try:
+            found.append(load(name))
+        except PluginError as failure:
+            told.append({"name": name, "summary": str(failure), "package": "edgeopt"})
+    return found, [*told, *_plugin_rows(kind)]
 
 
 def _describe_pass(type_: type[Pass[Any]]) -> dict[str, Any]:
@@ -93,7 +112,7 @@ def _describe_pass(type_: type[Pass[Any]]) -> dict[str, Any]:
 
     return {
         "name": type_.name,
-        "family": type_.__module__.split(".")[-2],
+        "family": _family(type_.__module__),
         "stage": type_.stage.name,
         "effect": type_.effect.value,
         "summary": summary_of(type_),
@@ -103,6 +122,11 @@ def _describe_pass(type_: type[Pass[Any]]) -> dict[str, Any]:
         "options": list(options_of(type_.config_type)),
         "package": str(find(PASSES, type_.name).plugin or "edgeopt"),
     }
+
+
+def _family(module: str) -> str:
+    """Return the folder that a pass's module is in; a plug-in's may be in none."""
+    return module.split(".")[-2:][0]
 
 
 def passes_markdown(types: Sequence[type[Pass[Any]]]) -> str:
@@ -168,11 +192,10 @@ def profiles(name: NameArgument = None, as_json: AsJson = False) -> int:
     from edgeopt.limits.quantities import old_name_notes
     from edgeopt.registry.kinds import PROFILES
 
-    read = [load_profile(n) for n in ([name] if name is not None else profile_names())]
+    read, plugins = _read_all(PROFILES, [name] if name else profile_names(), load_profile)
     for note in old_name_notes(limit.name for profile in read for limit in profile.limits):
         show_warning(note)
     found = [dataclasses.replace(p, limits=tuple(map(renamed, p.limits))) for p in read]
-    plugins = _plugin_rows(PROFILES) if name is None else []
     if as_json:
         show_json([*found, *plugins])
         return 0
@@ -252,8 +275,7 @@ def recipes(name: NameArgument = None, as_json: AsJson = False) -> int:
     from edgeopt.recipes.recipe import load_recipe, recipe_names
     from edgeopt.registry.kinds import RECIPES
 
-    found = [load_recipe(n) for n in ([name] if name is not None else recipe_names())]
-    plugins = _plugin_rows(RECIPES) if name is None else []
+    found, plugins = _read_all(RECIPES, [name] if name else recipe_names(), load_recipe)
     if as_json:
         show_json([*found, *plugins])
         return 0
@@ -283,18 +305,20 @@ def _show_recipe(recipe: Recipe) -> None:
 
 
 def models(name: NameArgument = None, as_json: AsJson = False) -> int:
-    """List the models that ship with edgeopt."""
+    """List the models that ship with edgeopt, and the sources that plug-ins add."""
     from edgeopt.cli.text import Table, show_json, show_line, show_table
     from edgeopt.errors import ConfigError, nearest
     from edgeopt.models.zoo.catalogue import CATALOGUE
     from edgeopt.registry.kinds import MODELS
-    from edgeopt.registry.plugins import entries
 
+    plugins = _plugin_rows(MODELS)
+    if name is not None and name.partition(":")[0] in [row["name"] for row in plugins]:
+        return _show_source(name.partition(":")[0], as_json=as_json)
     if name is not None and (name := name.removeprefix("zoo:")) not in CATALOGUE:
         raise ConfigError(f"model {name!r} is not known{nearest(name, CATALOGUE)}")
     found = list(CATALOGUE.values()) if name is None else [CATALOGUE[name]]
     if as_json:
-        show_json(found)
+        show_json([*found, *(plugins if name is None else [])])
     elif name is not None:
         for field in dataclasses.fields(found[0]):
             show_line(f"{field.name:<12} {getattr(found[0], field.name)}")
@@ -302,8 +326,25 @@ def models(name: NameArgument = None, as_json: AsJson = False) -> int:
         rows = tuple((f"zoo:{m.name}", f"{m.parameters:,}", m.input, m.summary) for m in found)
         show_table(Table("", ("model", ">parameters", "input", "what it is"), rows))
         show_line("Your own: FILE.py:FACTORY, or timm:NAME@WEIGHTS.")
-        for entry in entries(MODELS):
-            show_line(f"{entry.name}:...  of {entry.plugin}")
+        for row in plugins:
+            show_line(f"{row['name']}:...  {row['summary']}")
+    return 0
+
+
+def _show_source(name: str, *, as_json: bool) -> int:
+    """Show a plug-in's source of models: what its function says of itself."""
+    from edgeopt.cli.text import show_json, show_line
+    from edgeopt.registry.kinds import MODELS
+    from edgeopt.registry.lookup import find
+
+    entry = find(MODELS, name)
+    doc = inspect.getdoc(entry.load()) or ""
+    if as_json:
+        show_json([{"name": name, "doc": doc, "package": str(entry.plugin)}])
+    else:
+        show_line(f"{name}:...  of {entry.plugin}", "bold")
+        show_line()
+        show_line(doc)
     return 0
 
 

@@ -10,7 +10,7 @@ from edgeopt.devices.rules import SCHEMA_VERSION, load_rules
 from edgeopt.errors import ConfigError, ProfileError, nearest
 from edgeopt.limits.limit import Limit
 from edgeopt.registry.kinds import PROFILES, RULES
-from edgeopt.registry.lookup import builtin, find_file
+from edgeopt.registry.lookup import builtin, check_name, find_file, is_path
 
 MAX_THREADS = 256
 """More would bring the machine down before they measured anything."""
@@ -210,6 +210,7 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     profile = read_toml(path, DeviceProfile, error=ProfileError)
     if profile.schema != SCHEMA_VERSION:
         raise ProfileError(f"{path}: schema {profile.schema}; this edgeopt reads {SCHEMA_VERSION}")
+    check_name(PROFILES, name_or_path, profile.name)
     return dataclasses.replace(
         profile,
         targets=tuple(_with_rules(target, path) for target in profile.targets),
@@ -218,7 +219,7 @@ def load_profile(name_or_path: str) -> DeviceProfile:
 
 
 def _with_rules(target: Target, profile: Path) -> Target:
-    if target.rules.endswith(".toml"):
+    if is_path(target.rules):
         rules = find_file(RULES, target.rules, beside=profile.parent, error=ProfileError)
         target = dataclasses.replace(target, rules=str(rules))
     load_rules(target.rules)

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeopt.errors import ConfigError, ProfileError
 from edgeopt.quant.spec import TensorSpec
 from edgeopt.registry.kinds import RULES
-from edgeopt.registry.lookup import find_file
+from edgeopt.registry.lookup import check_name, find_file
 
 SCHEMA_VERSION = 1
 
@@ -133,7 +133,9 @@ def load_rules(name_or_path: str) -> RuleSet:
         written = path.stat().st_mtime_ns
     except OSError as failure:
         raise ProfileError(f"{path}: cannot be read: {failure.strerror or failure}") from None
-    return _read(path, written)
+    rules = _read(path, written)
+    check_name(RULES, name_or_path, rules.name)
+    return rules
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeopt.errors import ConfigError, PluginError
 from edgeopt.models.from_factory import from_factory
 from edgeopt.models.loaded import LoadedModel
+from edgeopt.registry.entry import Entry
 from edgeopt.registry.kinds import MODELS
 from edgeopt.registry.lookup import find, names
 from edgeopt.userfile import split_spec
@@ -32,10 +33,7 @@ def load_model(spec: str) -> LoadedModel:
     """
     source, colon, _ = spec.partition(":")
     if colon and source in names(MODELS):
-        loaded = find(MODELS, source).load()(spec)
-        if not isinstance(loaded, LoadedModel):
-            raise PluginError(f"{find(MODELS, source)}: returned {type(loaded).__name__}")
-        return loaded
+        return _from_source(find(MODELS, source), spec)
     user = split_spec(spec)
     if user is not None:
         return from_factory(*user, spec)
@@ -46,3 +44,12 @@ def load_model(spec: str) -> LoadedModel:
     if spec.endswith(".py"):
         raise ConfigError(f"{spec}: say which function returns the model: {spec}:FACTORY")
     raise ConfigError(f"{spec}: not a model; use {FORMS}")
+
+
+def _from_source(source: Entry, spec: str) -> LoadedModel:
+    load = source.load()
+    with source.guarded(spec):
+        loaded = load(spec)
+    if not isinstance(loaded, LoadedModel):
+        raise PluginError(f"{source}: {spec}: is a {type(loaded).__name__}, not a LoadedModel")
+    return loaded

@@ -9,7 +9,7 @@ from typing import Any
 from edgeopt.errors import ConfigError, nearest
 from edgeopt.pipeline.compiler_pass import Pass
 from edgeopt.registry.kinds import PASSES, RECIPES
-from edgeopt.registry.lookup import builtin, find, find_file
+from edgeopt.registry.lookup import builtin, check_name, find, find_file
 
 SCHEMA_VERSION = 1
 
@@ -113,4 +113,5 @@ def load_recipe(name_or_path: str) -> Recipe:
     recipe = read_toml(path, Recipe)
     if recipe.schema != SCHEMA_VERSION:
         raise ConfigError(f"{path}: schema {recipe.schema}; this edgeopt reads {SCHEMA_VERSION}")
+    check_name(RECIPES, name_or_path, recipe.name)
     return recipe

@@ -77,6 +77,28 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
+class Table:
+    """The values of a module's table, each made by a call whose first argument is its name.
+
+    Attributes:
+        package: The module's package.
+        module: Its name in there.
+        call: What makes a value: `Quantity`.
+        attribute: The table.
+    """
+
+    package: str
+    module: str
+    call: str
+    attribute: str
+
+    def places(self) -> dict[str, str]:
+        """Return name -> `module:table`, in the source's order."""
+        place = f"{self.package}.{self.module}:{self.attribute}"
+        return dict.fromkeys(_first_arguments(self), place)
+
+
+@dataclasses.dataclass(frozen=True)
 class Named:
     """Names written down, each with its place."""
 
@@ -94,6 +116,19 @@ def _read(wanted: Classes) -> tuple[SourceClass, ...]:
         for path in sorted(_folder(wanted.package).glob(wanted.pattern))
         for found in _classes(path, wanted)
     )
+
+
+@functools.cache
+def _first_arguments(wanted: Table) -> tuple[str, ...]:
+    source = (_folder(wanted.package) / f"{wanted.module}.py").read_text(encoding="utf-8")
+    calls = (
+        (node.lineno, node.args[0])
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and node.args
+        if isinstance(node.func, ast.Name) and node.func.id == wanted.call
+    )
+    named = ((line, a.value) for line, a in calls if isinstance(a, ast.Constant))
+    return tuple(str(name) for _, name in sorted(named))
 
 
 def _classes(path: Path, wanted: Classes) -> Iterator[SourceClass]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from edgeopt.registry.builtin import Classes, Files, Named
+from edgeopt.registry.builtin import Classes, Files, Named, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,12 @@ class Kind:
 
     group: str
     noun: str
-    builtin: Classes | Files | Named
+    builtin: Classes | Files | Table | Named
+
+    @property
+    def plural(self) -> str:
+        """All of them in one word: `passes`; also the command that lists them, if any does."""
+        return self.group.rpartition(".")[2]
 
 
 PASS_CLASSES = Classes("edgeopt.passes", "*/*.py", "name")
@@ -33,12 +38,20 @@ EXPORTERS = Kind(
     "edgeopt.exporters", "format", Classes("edgeopt.exporters", "*/exporter.py", "format")
 )
 INSPECTORS = Kind(
-    "edgeopt.inspectors", "format", Classes("edgeopt.runtime_tests", "*/inspector.py", "format")
+    "edgeopt.inspectors", "inspector", Classes("edgeopt.runtime_tests", "*/inspector.py", "format")
 )
 RUNNERS = Kind(
-    "edgeopt.runners", "runtime", Classes("edgeopt.runtime_tests", "*/runner.py", "runtime")
+    "edgeopt.runners", "runner", Classes("edgeopt.runtime_tests", "*/runner.py", "runtime")
 )
 CONTRACTS = Kind("edgeopt.contracts", "contract kind", Classes("edgeopt.contracts", "*.py", "kind"))
+QUANTITIES = Kind(
+    "edgeopt.quantities", "limit", Table("edgeopt.limits", "quantities", "Quantity", "QUANTITIES")
+)
+ADAPTERS = Kind(
+    "edgeopt.adapters",
+    "adapter family",
+    Named((("LORA", "edgeopt.adapters.deltas.families:family"),)),
+)
 MODELS = Kind(
     "edgeopt.models",
     "model source",
@@ -60,5 +73,7 @@ ALL = (
     INSPECTORS,
     RUNNERS,
     CONTRACTS,
+    QUANTITIES,
+    ADAPTERS,
     MODELS,
 )

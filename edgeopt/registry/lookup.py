@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeopt.errors import ConfigError, EdgeOptError, nearest
+from edgeopt.errors import ConfigError, EdgeOptError, PluginError, nearest
 from edgeopt.registry.entry import Entry
 from edgeopt.registry.kinds import Kind
 from edgeopt.registry.plugins import entries as plugin_entries
@@ -13,7 +13,7 @@ from edgeopt.registry.plugins import entries as plugin_entries
 def builtin(kind: Kind) -> tuple[Entry, ...]:
     """Return what ships with edgeopt, in the order of the listing."""
     places = kind.builtin.places()
-    return tuple(Entry(kind.noun, name, place) for name, place in places.items())
+    return tuple(Entry(kind, name, place) for name, place in places.items())
 
 
 def listed(kind: Kind) -> tuple[Entry, ...]:
@@ -33,16 +33,21 @@ def find(kind: Kind, name: str, *, error: type[EdgeOptError] = ConfigError) -> E
     """Return the entry of a name.
 
     Raises:
-        EdgeOptError: As `error`: there is none of that name (the nearest is suggested), or two
-            packages claim it.
+        EdgeOptError: As `error`: there is none of that name; the nearest is suggested.
+        PluginError: If two packages claim the name.
     """
     found = [entry for entry in listed(kind) if entry.name == name]
     if not found:
         raise error(f"{kind.noun} {name!r} is not known{nearest(name, names(kind))}")
     if len(found) > 1:
         owners = " and ".join(str(entry.plugin or "edgeopt itself") for entry in found)
-        raise error(f"{kind.noun} {name!r} is claimed by {owners}; uninstall all but one")
+        raise PluginError(f"{kind.noun} {name!r} is claimed by {owners}; uninstall all but one")
     return found[0]
+
+
+def is_path(name_or_path: str) -> bool:
+    """Say whether a file is named by its path, and not by the name of an entry."""
+    return name_or_path.endswith(".toml")
 
 
 def find_file(
@@ -58,8 +63,26 @@ def find_file(
 
     Raises:
         EdgeOptError: As `error`, as `find`.
-        PluginError: If a plug-in names no file.
+        PluginError: If a plug-in names no file, or two packages claim the name.
     """
-    if name_or_path.endswith(".toml"):
+    if is_path(name_or_path):
         return (beside or Path()) / name_or_path
     return find(kind, name_or_path, error=error).file()
+
+
+def check_name(kind: Kind, name_or_path: str, own: str) -> None:
+    """Refuse a plug-in's file that calls itself otherwise than the entry point that led to it.
+
+    Args:
+        kind: A kind whose entries are files.
+        name_or_path: What was asked for; a path may lead to a file of any name.
+        own: What the file calls itself.
+
+    Raises:
+        PluginError: If the two differ.
+    """
+    if not is_path(name_or_path) and own != name_or_path:
+        raise PluginError(
+            f"{find(kind, name_or_path)}: its file calls itself {own!r}; the entry point's name "
+            "and the file's must be one"
+        )

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from edgeopt.api.building.targets import choose_targets
 from edgeopt.api.formats import exporter_for, format_names, format_of, inspector_for
 from edgeopt.artifacts.interface import Method
-from edgeopt.errors import BundleError
+from edgeopt.devices.profile import load_profile
+from edgeopt.errors import BundleError, ConfigError
 from edgeopt.runtime_tests.inspection import Inspector
 from tests.api.small_bundles import products
+from tests.installing import install
 
 
 def test_exporter_and_inspector_of_a_format_agree_on_its_name() -> None:
@@ -30,6 +33,36 @@ def test_a_suffix_stands_for_one_format() -> None:
             format_of(Path(place))
     named = [exporter_for(name).suffix for name in format_names() if exporter_for(name).suffix]
     assert len(set(named)) == len(named)
+
+
+def test_a_suffix_may_be_a_plugins_and_a_broken_one_stands_in_nobodys_way(site: Path) -> None:
+    source = """
+        from edgeopt.exporters.base import Exporter
+
+        class Fine(Exporter):
+            format = "acme-fine"
+            suffix = ".acme"
+
+            def unsupported(self, request):
+                return []
+
+            def export(self, request, folder):
+                raise NotImplementedError
+
+        class Half(Exporter):
+            format = "acme-half"
+    """
+    exporters = {"acme-fine": "acme:Fine", "acme-half": "acme:Half"}
+    install(site, "acme", {"edgeopt.exporters": exporters}, {"acme.py": source})
+    assert format_of(Path("model.acme")) == "acme-fine"
+    assert format_of(Path("model.onnx")) == "onnx"
+    with pytest.raises(BundleError) as caught:
+        format_of(Path("model.other"))
+    told = str(caught.value)
+    assert "nor a model file (.acme or .onnx or .pte); format 'acme-half' of acme 1.0" in told
+    assert told.endswith("lacks export, unsupported")
+    with pytest.raises(ConfigError, match="--format onnx:int3: takes onnx:float32 or onnx:float16"):
+        choose_targets(load_profile("host"), ["onnx:int3"])
 
 
 def test_only_a_compilers_own_version_is_added_to_what_every_build_names(

@@ -19,6 +19,7 @@ from edgeopt.cli.docstrings import options_of, summary_of
 from edgeopt.passes import shipped
 from edgeopt.results.reports import BuildReport
 from edgeopt.results.verdicts import Verdict
+from tests.installing import install
 
 COMMANDS = [
     "build",
@@ -108,13 +109,15 @@ def _one_line(text: str) -> None:
 def test_help_takes_under_half_a_second_and_profiles_under_one() -> None:
     assert _seconds("--help") < 0.5
     assert _seconds("profiles") < 1.0
+    assert _seconds("passes") < 1.0
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from edgeopt.cli import main; main(['--help']); print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {name.partition(".")[0] for name in ran.stdout.splitlines()[-1].split()}
-    assert not loaded & HEAVY
+    modules = ran.stdout.splitlines()[-1].split()
+    assert not {name.partition(".")[0] for name in modules} & HEAVY
+    assert not {"importlib.metadata", "edgeopt.registry.plugins"} & {*modules}, "no scan"
 
 
 def test_help_lists_the_commands_of_this_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,6 +268,77 @@ def test_the_listing_of_passes_is_read_from_their_source() -> None:
         row = by_source[pass_.name]
         assert (row["stage"], row["effect"]) == (pass_.stage.name, pass_.effect.value)
         assert row["summary"] == summary_of(pass_)
+
+
+ACME = """
+    from edgeopt.passes.capture.capture import Capture
+
+    class Clip(Capture):
+        \"\"\"Clip weights.\"\"\"
+
+        name = "acme_clip"
+
+    def load(spec):
+        \"\"\"Return what `acme:NAME` names.\"\"\"
+"""
+
+
+@pytest.fixture
+def acme(site: Path) -> Path:
+    points = {
+        "edgeopt.passes": {"acme_clip": "acme:Clip"},
+        "edgeopt.models": {"acme": "acme:load"},
+        # taken from edgeopt: a profile, a recipe, and rules that two profiles need
+        "edgeopt.profiles": {"acme-board": "acme:gone", "host": "acme:gone"},
+        "edgeopt.recipes": {"acme-int8": "acme:gone", "float": "acme:gone"},
+        "edgeopt.rules": {"tensorrt": "acme:gone"},
+    }
+    install(site, "acme-pack", points, {"acme.py": ACME}, version="1.2")
+    return site
+
+
+@pytest.mark.usefixtures("acme")
+@pytest.mark.parametrize(
+    ("command", "names", "taken"),
+    [
+        ("passes", ["acme_clip"], []),
+        ("models", ["acme"], []),
+        ("profiles", ["acme-board", "host"], ["a100", "host", "orin"]),
+        ("recipes", ["acme-int8", "float"], ["float"]),
+    ],
+)
+def test_a_catalogue_lists_what_plugins_add_and_what_they_stand_in_the_way_of(
+    command: str, names: list[str], taken: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [r["name"] for r in rows if r.get("package") == "acme-pack 1.2"] == names
+    claimed = [r for r in rows if r.get("package") == "edgeopt" and "claimed" in r["summary"]]
+    assert [r["name"] for r in claimed] == taken
+    assert all("is claimed by edgeopt itself and acme-pack 1.2" in r["summary"] for r in claimed)
+    assert main([command]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"of acme-pack 1.2; `edgeopt {command} {names[0]}` tells more" in text
+    assert "acme" not in sys.modules
+
+
+@pytest.mark.usefixtures("acme")
+def test_a_plugins_pass_and_source_are_shown_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["passes", "acme_clip", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["package"], found["doc"]) == ("acme-pack 1.2", "Clip weights.")
+    assert [option["name"] for option in found["options"]] == ["dynamic_batch"]
+    for name in ("acme", "acme:anything"):
+        assert main(["models", name]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert text == "acme:... of acme-pack 1.2 Return what `acme:NAME` names."
+    assert main(["models", "acme", "--json"]) == 0
+    (source,) = json.loads(capsys.readouterr().out)
+    assert source == {
+        "name": "acme",
+        "doc": "Return what `acme:NAME` names.",
+        "package": "acme-pack 1.2",
+    }
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -18,6 +18,8 @@ from edgeopt.errors import ConfigError, ExportError
 from edgeopt.exporters.base import Exporter, ExportRequest
 from edgeopt.ir.calls import FORWARD
 from edgeopt.pipeline.state import ModelState
+from edgeopt.registry.kinds import EXPORTERS
+from edgeopt.registry.lookup import find
 
 
 def export(
@@ -56,11 +58,14 @@ def export(
         dimensions=_dimension_names(job, state),
         further=job.loaded.methods,
     )
-    problems = exporter.unsupported(request)
+    source = find(EXPORTERS, target.format)
+    with source.guarded():
+        problems = exporter.unsupported(request)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ExportError(f"target {name}: {problems[0]}{more}")
-    artifact = exporter.export(request, folder)
+    with source.guarded():
+        artifact = exporter.export(request, folder)
     artifact = faces[FORWARD].described(artifact)
     open_ = {d for m in artifact.methods for spec in m.inputs for d in spec.shape}
     lengths = {name: size for name, size in job.lengths.items() if name in open_}

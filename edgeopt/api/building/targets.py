@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from edgeopt.api.formats import exporter_for, format_names
+from edgeopt.api.formats import every_exporter, exporter_for, format_names
 from edgeopt.devices.profile import DeviceProfile, Target
-from edgeopt.errors import ConfigError, nearest
+from edgeopt.errors import ConfigError, PluginError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +76,14 @@ def _extra(format_: str, precision: str, known: Collection[str]) -> Extra:
     Raises:
         ConfigError: If no exporter offers it.
     """
-    every = format_names()
-    if format_ in every and precision in exporter_for(format_).extra_precisions:
+    if format_ in format_names() and precision in exporter_for(format_).extra_precisions:
         return Extra(format_, precision)
-    offered = (f"{name}:{p}" for name in every for p in exporter_for(name).extra_precisions)
+    offered = (
+        f"{exporter.format}:{p}"
+        for exporter in every_exporter()
+        if not isinstance(exporter, PluginError)
+        for p in exporter.extra_precisions
+    )
     raise ConfigError(
         f"--format {format_}:{precision}: takes {' or '.join(offered)} beside "
         f"{', '.join(sorted(known))}"
