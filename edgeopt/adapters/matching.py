@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from edgeopt.adapters.deltas.delta import Delta
-from edgeopt.adapters.deltas.families import family
+from edgeopt.adapters.deltas.families import deltas_of
+from edgeopt.adapters.family import Trained
 from edgeopt.adapters.peft.folder import COUNTER, Adapter, LoraFactors
 from edgeopt.adapters.summing import Part
 from edgeopt.analysis.layers import CONVOLUTIONS, Kind, Layer, find_layers
@@ -236,16 +237,14 @@ def _place(layer: Layer | None) -> int | None:
 
 
 def _deltas(
-    adapter: Adapter, factors: LoraFactors, child: nn.Module, layer: Layer | None
+    adapter: Adapter, factors: LoraFactors | Trained, child: nn.Module, layer: Layer | None
 ) -> dict[str, Delta]:
     """Return what the factors do to each tensor of one module, the weight first."""
     where = f"{adapter.folder}: {factors.module}"
     if reason := _refusal(child, layer):
         raise AdapterError(f"{where}: {reason}")
     assert layer is not None  # that is a reason
-    found = family(factors)
-    found.check(factors, layer, where)
-    return found.read(factors, transposed=layer.in_axis == 0)
+    return deltas_of(factors, layer, where)
 
 
 def _notes(adapter: Adapter, own: Mapping[str, nn.Module], prefix: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeopt.adapters.deltas.families import family
 from edgeopt.adapters.deltas.low_rank import LowRank
+from edgeopt.adapters.family import Trained
 from edgeopt.adapters.fusing import parse_spec
 from edgeopt.adapters.peft.folder import WEIGHTS, Adapter, LoraFactors, read_adapter
 from edgeopt.api.building.adapters import adapter_hashes, fuse
@@ -35,11 +36,12 @@ MODEL = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class AdapterModule:
-    """The low-rank update of one module.
+    """What an adapter trained for one module.
 
     Attributes:
         module: The module's name in the base.
-        kind: `embedding`, `convolution` or `linear`, as far as the file tells.
+        kind: `embedding`, `convolution` or `linear`, as far as the file tells; empty where the
+            family is a plug-in's, which has none of what follows but the parameters.
         rank: The rank.
         scale: What `B A` is multiplied by.
         a: Shape of A.
@@ -50,12 +52,12 @@ class AdapterModule:
 
     module: str
     kind: str
-    rank: int
-    scale: float
+    rank: int | None
+    scale: float | None
     a: tuple[int, ...]
     b: tuple[int, ...]
     parameters: int
-    norm: float
+    norm: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class AdapterDescription:
     Attributes:
         name: The folder's name.
         folder: The folder as given.
-        method: `LoRA`, `rsLoRA`, `DoRA` or `DoRA, rank-stabilized`.
+        method: `LoRA`, `rsLoRA`, `DoRA` or `DoRA, rank-stabilized`; a plug-in's `peft_type`.
         base: The base model as the trainer named it, or None.
         task: The task type, or None.
         peft: Version of PEFT that wrote it, or None.
@@ -144,12 +146,17 @@ def run_inspect(folder: Path) -> AdapterDescription:
 
 
 def _method(adapter: Adapter) -> str:
+    if adapter.config.peft_type != "LORA":
+        return adapter.config.peft_type
     if adapter.config.use_dora:
         return "DoRA, rank-stabilized" if adapter.config.use_rslora else "DoRA"
     return "rsLoRA" if adapter.config.use_rslora else "LoRA"
 
 
-def _module(factors: LoraFactors) -> AdapterModule:
+def _module(factors: LoraFactors | Trained) -> AdapterModule:
+    if isinstance(factors, Trained):
+        count = sum(value.numel() for value in factors.tensors.values())
+        return AdapterModule(factors.module, "", None, None, (), (), count, None)
     # without the model, the file alone tells how the layer stores its weight
     deltas = family(factors).read(factors, transposed=factors.embedding)
     layer = "convolution" if factors.a.dim() > 2 else "linear"

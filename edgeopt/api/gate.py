@@ -103,7 +103,8 @@ class _Gate:
         here = machine()
         plain = self._ours.bundle is None or self._theirs.bundle is None
         self._progress("reports", 0, None)
-        ours, theirs = (facts_of(s, from_file=plain) for s in (self._ours, self._theirs))
+        names = [bound.quantity.name for bound in self._bounds]
+        ours, theirs = (facts_of(s, names, from_file=plain) for s in (self._ours, self._theirs))
         latency = self._latency(ours, theirs)
         rows: list[GateLimit] = []
         for bound in self._bounds:

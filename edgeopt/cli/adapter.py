@@ -75,7 +75,7 @@ def fuse(
 def _show_description(found: AdapterDescription) -> None:
     from edgeopt.cli.text import Table, show_line, show_table
 
-    ranks = sorted({m.rank for m in found.modules})
+    ranks = sorted({m.rank for m in found.modules if m.rank is not None})
     text = ", ".join(map(str, ranks))
     show_line(f"{found.name}  {found.method}{f', rank {text}' if ranks else ''}", "bold")
     show_line(
@@ -85,7 +85,15 @@ def _show_description(found: AdapterDescription) -> None:
     show_line(f"Base: {found.base or 'not named'}. Task: {found.task or 'not named'}.")
     show_line()
     modules = tuple(
-        (m.module, m.kind, str(m.rank), f"{m.scale:g}", _shape(m.a), _shape(m.b), f"{m.norm:.4g}")
+        (
+            m.module,
+            m.kind or "-",
+            _number(m.rank),
+            _number(m.scale),
+            _shape(m.a) or "-",
+            _shape(m.b) or "-",
+            _number(m.norm, 4),
+        )
         for m in found.modules
     )
     heads = ("module", "kind", ">rank", ">scale", "A", "B", ">|scale B A|")
@@ -117,6 +125,10 @@ def _show_fused(result: FusedModel, out: Path) -> None:
     if result.drift_db is not None:
         show_line(f"outputs against the base's on its example: {result.drift_db:.1f} dB")
     show_line(f"written  {out / result.file.path} ({result.file.size_bytes:,} bytes)")
+
+
+def _number(value: float | None, digits: int = 6) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

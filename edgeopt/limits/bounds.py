@@ -92,4 +92,5 @@ def bounds(given: Sequence[str] = ()) -> tuple[Bound, ...]:
             found.append(own[name])
         elif quantity.change is not None and quantity.change.default is not None:
             found.append(Bound(quantity, quantity.change.default))
-    return tuple(found)
+    added = (bound for name, bound in own.items() if name not in QUANTITIES)
+    return (*found, *added)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from edgeopt.errors import ConfigError
-from edgeopt.limits.quantities import Quantity, Sense, known
+from edgeopt.limits.known import known
+from edgeopt.limits.quantities import Quantity, Sense
 from edgeopt.limits.written import Written, read
 
 
@@ -14,7 +15,7 @@ class Limit:
     """A bound on one quantity of a build.
 
     Attributes:
-        name: One of `QUANTITIES`, as written: an old name is read as well.
+        name: One of `QUANTITIES` or a plug-in's, as written: an old name is read as well.
         maximum: The value must not be above, or None.
         minimum: The value must not be below, or None.
         method: The program's method that it speaks of.

@@ -6,8 +6,6 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Mapping
 
-from edgeopt.errors import ConfigError, nearest
-
 
 class Kind(enum.Enum):
     """How two numbers are compared."""
@@ -264,18 +262,6 @@ def compared(evidence: Evidence) -> tuple[str, ...]:
         for q in QUANTITIES.values()
         if q.change is not None and q.change.evidence is evidence
     )
-
-
-def known(name: str) -> Quantity:
-    """Return a quantity by its name, or by an old one.
-
-    Raises:
-        ConfigError: If there is none; the nearest name is suggested.
-    """
-    quantity = QUANTITIES.get(OLD_NAMES.get(name, name))
-    if quantity is None:
-        raise ConfigError(f"limit {name!r} is not known{nearest(name, QUANTITIES)}")
-    return quantity
 
 
 def old_name_notes(names: Iterable[str]) -> list[str]:

@@ -7,7 +7,8 @@ import math
 import re
 
 from edgeopt.errors import ConfigError
-from edgeopt.limits.quantities import Quantity, Sense, known
+from edgeopt.limits.known import known
+from edgeopt.limits.quantities import Quantity, Sense
 
 _FORM = re.compile(r"\s*(.*?)\s*(<=|>=)(.*)", re.DOTALL)
 

@@ -24,6 +24,7 @@ from edgeopt.results.measurements import MemoryResult
 from edgeopt.results.verdicts import Pace, Verdict
 from edgeopt.runtime_tests.sequential import LOOKS
 from tests.api.small_bundles import HERE, Small, accuracy, latency, products
+from tests.installing import install
 
 pytest.importorskip("onnxruntime")
 PASS, FAIL, OPEN = Verdict.PASS, Verdict.FAIL, Verdict.NOT_MEASURED
@@ -303,6 +304,38 @@ def test_each_counted_or_judged_quantity_is_there_or_its_absence_has_a_reason(
     wanted = {*compared(Evidence.COUNTED), *compared(Evidence.ACCURACY)}
     assert {*facts.numbers, *facts.missing} == wanted
     assert not set(facts.numbers) & set(facts.missing)
+
+
+TENSORS = """
+    from edgeopt.limits.counted import Counted
+    from edgeopt.limits.quantities import Kind, Sense
+
+    class Tensors(Counted):
+        name, unit, sense, about = "acme_bytes", "B", Sense.AT_MOST, "bytes of tensors"
+        compared = Kind.RATIO
+
+        def count(self, told):
+            return float(sum(row.bytes for row in told.sizes)) or None
+"""
+
+
+@pytest.mark.usefixtures("still")
+@pytest.mark.parametrize("report", [True, False], ids=["report", "file"])
+def test_a_plugins_quantity_is_counted_in_the_report_or_the_file(
+    report: bool, site: Path, tmp_path: Path
+) -> None:
+    points = {"edgeopt.quantities": {"acme_bytes": "acme:Tensors"}}
+    install(site, "acme", points, {"acme.py": TENSORS})
+    small = Small(report=report)
+    result = pair(tmp_path, small, small, limits=("acme_bytes<=1",))
+    row = rows(result)["acme_bytes"]
+    if report:  # it lists no tensors
+        assert (row.value, row.verdict, row.required) == (None, OPEN, True)
+        assert row.reason == "both: its report does not tell"
+    else:
+        assert (row.candidate, row.value, row.verdict) == (16 * 16 * 4, 1.0, PASS)
+        assert row.origin == "file"
+    assert "acme_bytes" not in rows(pair(tmp_path / "again", small, small))
 
 
 @pytest.mark.usefixtures("still")

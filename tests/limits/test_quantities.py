@@ -12,6 +12,7 @@ from edgeopt.cli.schema import json_schema
 from edgeopt.errors import ConfigError
 from edgeopt.limits.bounds import Bound
 from edgeopt.limits.facts import FIGURES
+from edgeopt.limits.known import known
 from edgeopt.limits.limit import Limit
 from edgeopt.limits.percentiles import PERCENTILES
 from edgeopt.limits.quantities import (
@@ -19,7 +20,6 @@ from edgeopt.limits.quantities import (
     QUANTITIES,
     Evidence,
     compared,
-    known,
     old_name_notes,
 )
 

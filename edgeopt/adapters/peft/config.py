@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,22 @@ REFUSED = {
     "use_bdlora": "its factors are stored as blocks",
     "use_qalora": "its inputs are pooled, so it fits a quantized base only",
 }
+_COMMON = frozenset(
+    {
+        "base_model_name_or_path",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "layers_pattern",
+        "layers_to_transform",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "target_modules",
+        "task_type",
+    }
+)
+"""Keys that mean the same in every family that adapts modules by name."""
+_COMMON_IGNORED = ("auto_mapping", "inference_mode", "revision", "runtime_config")
 # `init_lora_weights` that take part of the base weight into the adapter (METHODS: W - g B A).
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
@@ -54,7 +70,7 @@ class LoraConfig:
     """What of a PEFT LoRA configuration decides the fused weights.
 
     Attributes:
-        peft_type: Must be `LORA`.
+        peft_type: `LORA`; or a plug-in's family, which has what all families have.
         r: Rank, where no pattern names another.
         lora_alpha: Numerator of the scale, where no pattern names another.
         rank_pattern: Module name or regular expression -> rank.
@@ -197,20 +213,52 @@ def _named(names: Iterable[str] | str | None, module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
+def read_type(path: Path) -> object:
+    """Return what a configuration says of its family, read alone.
+
+    Raises:
+        AdapterError: If the file is missing or damaged.
+    """
+    return _read(path).get("peft_type")
+
+
+def read_added_config(
+    path: Path, options: Collection[str]
+) -> tuple[LoraConfig, dict[str, str], dict[str, Any]]:
+    """Read the configuration of a plug-in's family, as `read_config`; also return its own options.
+
+    Args:
+        path: The file.
+        options: Keys that the family reads.
+
+    Raises:
+        AdapterError: If it is missing or damaged, or sets a key that nobody knows.
+    """
+    data = _read(path)
+    for key in sorted(set(data) - _COMMON - set(_COMMON_IGNORED) - set(options)):
+        if _on(data[key]):
+            raise AdapterError(
+                f"{path}: {key} is set, which {data.get('peft_type')} does not read; it may change "
+                "the weights"
+            )
+    given = {key: v for key, v in data.items() if key in _COMMON and v is not None}
+    config = parse(given, LoraConfig, where=str(path), error=AdapterError)
+    _check_patterns(path, config)
+    told = [key for key in _COMMON_IGNORED if key not in _ALWAYS_SET and _on(data.get(key))]
+    own = {key: data[key] for key in options if key in data}
+    return config, {key: IGNORED[key] for key in told}, own
+
+
 def read_config(path: Path) -> tuple[LoraConfig, dict[str, str]]:
-    """Read a configuration; also return the keys that were set and are ignored, with the reason.
+    """Read a LoRA configuration; also return the keys that are set and ignored, with the reason.
 
     A key that is not known is accepted where it is off (null, false, empty), since it may change
     the mathematics where it is on.
 
     Raises:
-        AdapterError: If the file is missing, damaged, of another method than LoRA, or uses what
-            cannot be fused.
+        AdapterError: If the file is missing or damaged, or uses what cannot be fused.
     """
     data = _read(path)
-    kind = data.get("peft_type")
-    if kind != "LORA":
-        raise AdapterError(f"{path}: peft_type is {kind!r}; only LORA adapters can be fused")
     for key, reason in REFUSED.items():
         if _on(data.get(key)):
             raise AdapterError(f"{path}: {key} is set: {reason}")

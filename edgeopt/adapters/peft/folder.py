@@ -1,16 +1,18 @@
-"""Read a Hugging Face PEFT folder with a LoRA adapter: its factors, and what it replaces whole."""
+"""Read a Hugging Face PEFT folder: an adapter's factors, and what it replaces whole."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgeopt.adapters.peft.config import LoraConfig, read_config
+from edgeopt.adapters.family import Family, Trained, entry_of
+from edgeopt.adapters.peft.config import LoraConfig, read_added_config, read_config, read_type
 from edgeopt.errors import AdapterError, ModelError
 from edgeopt.files import sha256
 from edgeopt.models.weights import read_weights
@@ -70,13 +72,14 @@ class LoraFactors:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapter:
-    """A LoRA adapter as read.
+    """An adapter as read.
 
     Attributes:
         name: The folder's name.
         folder: Where it was read.
         config: What of its configuration matters.
-        factors: Module name in PEFT's base -> its low-rank update.
+        factors: Module name in PEFT's base -> its low-rank update, or what a plug-in's family
+            trained for it.
         whole: Tensor name in PEFT's base -> a value that replaces the base's.
         in_place: Those of `whole` that PEFT loads into the base itself (a trained bias, a saved
             embedding), so that a tied partner changes with it; the others are copies.
@@ -88,7 +91,7 @@ class Adapter:
     name: str
     folder: Path
     config: LoraConfig
-    factors: Mapping[str, LoraFactors]
+    factors: Mapping[str, LoraFactors | Trained]
     whole: Mapping[str, Tensor]
     in_place: frozenset[str]
     unread: tuple[str, ...]
@@ -97,16 +100,24 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read a PEFT LoRA folder.
+    """Read a PEFT folder.
 
     Raises:
         AdapterError: If a file is missing, damaged or pickled, if the method cannot be fused, or
             if the tensors are not what the configuration says.
+        PluginError: If its family is a plug-in's, which is broken.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise AdapterError(f"{folder}: {what}; an adapter is a folder with {CONFIG} and {WEIGHTS}")
-    config, ignored = read_config(folder / CONFIG)
+    source = entry_of(read_type(folder / CONFIG), str(folder / CONFIG))
+    added: Family | None = None
+    own: Mapping[str, Any] = {}
+    if source.plugin is None:
+        config, ignored = read_config(folder / CONFIG)
+    else:
+        added = source.make(Family, "name", needs=("parts",))
+        config, ignored, own = read_added_config(folder / CONFIG, added.options)
     path = folder / WEIGHTS
     if not path.is_file():
         if (folder / PICKLED).exists():
@@ -119,8 +130,13 @@ def read_adapter(folder: Path) -> Adapter:
         tensors = read_weights(path)
     except ModelError as failure:
         raise AdapterError(str(failure)) from None
-    parts, plain = _sorted(tensors, path)
-    factors = {name: _factors(name, found, config, path) for name, found in sorted(parts.items())}
+    parts, plain = _sorted(tensors, path, added.split if added is not None else _lora_part)
+    factors = {
+        name: _factors(name, found, config, path)
+        if added is None
+        else Trained(name, found, own, source)
+        for name, found in sorted(parts.items())
+    }
     unread = tuple(key for key in sorted(plain) if _unread(key, ignored))
     whole, in_place = _whole({k: v for k, v in plain.items() if k not in unread}, config, path)
     if not factors and not whole:
@@ -139,9 +155,15 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _sorted(
-    tensors: Mapping[str, Tensor], path: Path
+    tensors: Mapping[str, Tensor], path: Path, split: Callable[[str], tuple[str, str] | None]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Return the factors by module and part (those of embeddings begin so), and the rest."""
+    """Return the factors by module and part, and the rest.
+
+    Args:
+        tensors: What the file holds.
+        path: The file.
+        split: Told a tensor's name, its module and part, or None: it is no factor.
+    """
     parts: dict[str, dict[str, Tensor]] = {}
     plain: dict[str, Tensor] = {}
     for key, value in sorted(tensors.items()):
@@ -155,15 +177,23 @@ def _sorted(
         if not key.startswith(PREFIX):
             raise AdapterError(f"{path}: key {key!r} does not begin with {PREFIX!r}")
         name = key.removeprefix(PREFIX)
-        match = _FACTOR.fullmatch(name)
-        if match is None:
+        found = split(name)
+        if found is None:
             plain[name] = value
-            continue
-        # inside PEFT's wrapper lies the output projection of nn.MultiheadAttention
-        found = parts.setdefault(match["module"].replace(".base_layer.", "."), {})
-        kind = "embedding_" if "embedding" in match["part"] else ""
-        found[kind + _PARTS[match["part"]]] = value
+        else:
+            module, part = found
+            # inside PEFT's wrapper lies the output projection of nn.MultiheadAttention
+            parts.setdefault(module.replace(".base_layer.", "."), {})[part] = value
     return parts, plain
+
+
+def _lora_part(name: str) -> tuple[str, str] | None:
+    """Return module and part of a factor's name; those of embeddings begin so."""
+    match = _FACTOR.fullmatch(name)
+    if match is None:
+        return None
+    kind = "embedding_" if "embedding" in match["part"] else ""
+    return match["module"], kind + _PARTS[match["part"]]
 
 
 def _factors(

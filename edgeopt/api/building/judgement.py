@@ -27,6 +27,7 @@ from edgeopt.api.formats import inspector_for
 from edgeopt.data import Samples
 from edgeopt.devices.profile import DeviceProfile
 from edgeopt.ir.calls import FORWARD, Batch
+from edgeopt.limits.counted import Told
 from edgeopt.results.measurements import AccuracyResult, Comparison, LatencyResult, MemoryResult
 from edgeopt.results.structure import DriftRow, ProofResult
 
@@ -164,6 +165,7 @@ def found_for_verdict(
         artifact=inspected.row,
         float_gemms=inspected.structure.float_gemms,
         compile=inspected.structure.compile,
+        told=Told(inspected.structure.operators, inspected.sizes, inspected.structure.compile),
         accuracy=accuracy,
         latency=next((x for x in shown.latency if x.artifact == name and not apart), None),
         comparison=next((c for c in shown.comparisons if c.candidate == name and not apart), None),

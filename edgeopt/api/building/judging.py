@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgeopt.devices.profile import DeviceProfile
+from edgeopt.limits.counted import Told
+from edgeopt.limits.known import count
 from edgeopt.limits.limit import Limit, renamed
 from edgeopt.limits.percentiles import PERCENTILES
 from edgeopt.limits.quantities import old_name_notes
@@ -31,6 +33,7 @@ class Found:
         memory: On the device, or None.
         missing: Limit name -> why there is no value.
         compile: What a real compiler said of it, or empty.
+        told: What a plug-in's quantity may count.
     """
 
     artifact: ArtifactRow
@@ -41,6 +44,7 @@ class Found:
     memory: MemoryResult | None = None
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     compile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    told: Told = dataclasses.field(default_factory=Told)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,7 @@ def withheld(rows: Sequence[LimitResult], reason: str) -> tuple[LimitResult, ...
 
 def _judge(limit: Limit, found: Found) -> LimitResult:
     name = limit.quantity.name
-    reading = READINGS[name](found)
+    reading = READINGS[name](found) if name in READINGS else _added(name, found)
     value, reason = reading.value, reading.reason
     if value is None:
         verdict, reason = Verdict.NOT_MEASURED, found.missing.get(name, reason)
@@ -116,6 +120,12 @@ def _judge(limit: Limit, found: Found) -> LimitResult:
         source=limit.source,
         method=limit.method,
     )
+
+
+def _added(name: str, found: Found) -> Reading:
+    """Read a plug-in's quantity."""
+    number = count(name, found.told)
+    return Reading(number, "the file does not tell it" if number is None else found.artifact.file)
 
 
 def _latency(name: str) -> Callable[[Found], Reading]:

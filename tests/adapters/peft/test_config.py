@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from edgeopt.adapters.peft.config import IGNORED, REFUSED, LoraConfig, read_config
+from edgeopt.adapters.peft.folder import read_adapter
 from edgeopt.adapters.peft.patterns import compile_pattern
 from edgeopt.errors import AdapterError, ConfigError
 
@@ -67,7 +68,7 @@ def test_what_changes_the_mathematics_is_refused_by_name(key: str, tmp_path: Pat
 @pytest.mark.parametrize("kind", ["IA3", "LOHA", "ADALORA", "BONE", None, 3])
 def test_another_method_is_refused(kind: Any, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="only LORA adapters can be fused"):
-        read_config(written(tmp_path, peft_type=kind))
+        read_adapter(written(tmp_path, peft_type=kind).parent)
 
 
 def test_an_unknown_key_is_refused_where_it_is_on_and_accepted_where_it_is_off(

@@ -1,0 +1,34 @@
+"""A quantity by its name: one of the table, or a plug-in's."""
+
+from __future__ import annotations
+
+from edgeopt.limits.counted import Counted, Told
+from edgeopt.limits.quantities import OLD_NAMES, QUANTITIES, Quantity
+from edgeopt.registry import kinds
+from edgeopt.registry.lookup import find
+
+
+def known(name: str) -> Quantity:
+    """Return a quantity by its name, or by an old one.
+
+    Raises:
+        ConfigError: If there is none; the nearest name is suggested.
+        PluginError: If a plug-in's does not import, or is none.
+    """
+    entry = find(kinds.QUANTITIES, OLD_NAMES.get(name, name))
+    if entry.plugin is None:
+        return QUANTITIES[entry.name]
+    added: Counted = entry.make(Counted, "name")
+    return added.quantity
+
+
+def count(name: str, told: Told) -> float | None:
+    """Return the number of a plug-in's quantity, or None where the file does not tell it.
+
+    Raises:
+        PluginError: If the plug-in fails.
+    """
+    entry = find(kinds.QUANTITIES, name)
+    added: Counted = entry.make(Counted, "name")
+    with entry.guarded():
+        return added.count(told)
