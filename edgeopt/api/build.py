@@ -13,6 +13,7 @@ from edgeopt.api.building.inputs import Inputs, resolve
 from edgeopt.api.building.judgement import Judged, found_for_verdict, judge_files
 from edgeopt.api.building.lock import options_from_lock, read_lock, unlike_files
 from edgeopt.api.building.options import BuildOptions
+from edgeopt.api.building.plugins import plugins_of
 from edgeopt.api.building.stages import Stages
 from edgeopt.api.building.written import Written, write_files
 from edgeopt.artifacts.bundle import Bundle
@@ -123,13 +124,14 @@ def run_build(options: BuildOptions, *, progress: Progress = no_progress) -> Bui
         with stage("compile"):
             trunk = run_trunk(job)
             branches = [run_branch(job, trunk, target) for target in inputs.chosen.all]
+            plugins = plugins_of(inputs.made_of.asked, branches)
         with stage("export"):
             written = write_files(folder, inputs, trunk, branches)
         judged = judge_files(options, inputs, folder, written, stage)
         with stage("report"):
             packing.write_states(folder, branches)
-            files = packing.write_manifest(folder, inputs, written)
-            packing.write_lock(folder, options, inputs, files)
+            files = packing.write_manifest(folder, inputs, written, plugins)
+            packing.write_lock(folder, options, inputs, files, plugins)
             report = _report(options, inputs, trunk, branches, written, judged)
             unlike = unlike_files(lock, files) if lock is not None else []
             report = dataclasses.replace(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 
 from edgeopt.api.importable import Imports, problem
 from edgeopt.devices.machine import is_device
 from edgeopt.devices.profile import Target
+from edgeopt.errors import PluginError
+from edgeopt.registry.plugins import installed
+from edgeopt.registry.plugins import problems as problems_of
 from edgeopt.results.measurements import Machine
 from edgeopt.results.verdicts import SCHEMA_VERSION
 
@@ -74,6 +78,23 @@ class Measurable:
 
 
 @dataclasses.dataclass(frozen=True)
+class PluginFound:
+    """An installed package that adds to edgeopt.
+
+    Attributes:
+        package: Its name on the index.
+        version: Its version.
+        adds: Kinds in the plural (`passes`) -> names.
+        problem: What can be seen to be wrong with it without importing it, or empty.
+    """
+
+    package: str
+    version: str
+    adds: Mapping[str, tuple[str, ...]]
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class DoctorResult:
     """What `edgeopt doctor` found.
 
@@ -84,6 +105,7 @@ class DoctorResult:
         pieces: Packages, runtimes and backends.
         cpu: CPU features for INT8.
         measurable: Per target of every shipped profile.
+        plugins: Installed packages that add to edgeopt; none was imported.
         schema: Version.
     """
 
@@ -93,6 +115,7 @@ class DoctorResult:
     pieces: tuple[Piece, ...]
     cpu: tuple[CpuFeature, ...]
     measurable: tuple[Measurable, ...]
+    plugins: tuple[PluginFound, ...] = ()
     schema: int = SCHEMA_VERSION
 
     @property
@@ -252,6 +275,7 @@ def run_doctor() -> DoctorResult:
         pieces=(*(_piece(w, problems[w.module]) for w in wanted), *backends),
         cpu=_cpu_features(frozenset(machine.features)),
         measurable=measurable,
+        plugins=_plugins(),
     )
 
 
@@ -330,12 +354,28 @@ def _cpu_features(present: frozenset[str]) -> tuple[CpuFeature, ...]:
     )
 
 
+def _plugins() -> tuple[PluginFound, ...]:
+    return tuple(
+        PluginFound(
+            found.distribution.name,
+            found.distribution.version,
+            found.gives,
+            "; ".join(problems_of(found)),
+        )
+        for found in installed()
+    )
+
+
 def _measurable() -> tuple[Measurable, ...]:
     from edgeopt.devices.profile import load_profile, profile_names
 
     found = []
     for name in profile_names():
-        profile = load_profile(name)
+        try:
+            profile = load_profile(name)
+        except PluginError as failure:
+            found.append(Measurable(name, "-", "-", "no", str(failure)))
+            continue
         here = is_device(profile)
         for target in profile.targets:
             reason = _why_untimed(target) if here else f"this machine is not {profile.title}"
@@ -354,4 +394,7 @@ def _why_untimed(target: Target) -> str:
         from edgeopt.api.untimed import why_untimed_on_device
     except Exception as failure:  # without torch, or with a broken one, no part of it imports
         return f"edgeopt does not import: {failure}"
-    return why_untimed_on_device(target.format)
+    try:
+        return why_untimed_on_device(target.format)
+    except PluginError as failure:
+        return str(failure)

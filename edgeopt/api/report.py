@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.artifacts.bundle import REPORT, REPORT_HTML, Bundle
-from edgeopt.errors import BundleError, CheckFailed, ProfileError
+from edgeopt.errors import BundleError, CheckFailed, PluginError, ProfileError
 from edgeopt.files import inside, to_json, write_text
 from edgeopt.limits.percentiles import PERCENTILES
 from edgeopt.results.measurements import LatencyResult, Measured
@@ -105,7 +105,7 @@ def _is_the_device(profile: str, device: str) -> tuple[bool, str]:
 
     try:
         known = load_profile(profile)
-    except ProfileError:  # a profile of the user's own
+    except (ProfileError, PluginError):  # a profile of the user's own
         known = None
     named = None if known is None else is_named(known, device)
     if named is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,17 @@ from edgeopt.artifacts.artifact import Artifact
 from edgeopt.artifacts.build_state import read_contracts, read_programs
 from edgeopt.artifacts.bundle import Bundle
 from edgeopt.artifacts.golden import read_golden
-from edgeopt.errors import BundleError, ConfigError, EdgeOptError, RuntimeUnavailable
+from edgeopt.artifacts.manifest import Manifest
+from edgeopt.errors import (
+    BundleError,
+    ConfigError,
+    EdgeOptError,
+    PluginError,
+    RuntimeUnavailable,
+)
 from edgeopt.progress import Progress, no_progress
+from edgeopt.registry.kinds import CONTRACTS
+from edgeopt.registry.plugins import standing
 from edgeopt.results.reports import VerifyResult
 from edgeopt.results.structure import ContractResult, ProofResult
 from edgeopt.results.verdicts import Check, Verdict, combine
@@ -37,7 +47,9 @@ def run_verify(path: Path | str, *, progress: Progress = no_progress) -> VerifyR
     damaged = {c.name.removeprefix("file ") for c in checks if not c.holds}
     contracts: list[ContractResult] = []
     proof: list[ProofResult] = []
-    unavailable = False
+    plugins, unknown = _plugins(bundle.manifest)
+    checks += plugins
+    unavailable = not all(check.holds for check in plugins)
     for artifact in bundle.manifest.artifacts:
         if artifact.model_file.path in damaged:
             continue  # told already; a damaged file may do anything to its reader
@@ -48,13 +60,13 @@ def run_verify(path: Path | str, *, progress: Progress = no_progress) -> VerifyR
             checks.append(Check(f"run {artifact.name}", False, str(failure)))
             continue
         progress(f"check {artifact.name}", 0, None)
-        found, problem = _contracts(bundle, artifact)
-        contracts += found
-        checks += problem
         try:
+            found, problem = _contracts(bundle, artifact, unknown)
+            contracts += found
+            checks += problem
             checks += _golden(bundle, artifact)
             proof += _proof(bundle, artifact)
-        except RuntimeUnavailable as failure:
+        except (RuntimeUnavailable, PluginError) as failure:
             unavailable = True
             checks.append(Check(f"run {artifact.name}", False, str(failure)))
         except EdgeOptError as failure:
@@ -67,6 +79,18 @@ def run_verify(path: Path | str, *, progress: Progress = no_progress) -> VerifyR
     checks += _proofs_lost(bundle, proof)
     verdict = _verdict(checks, contracts, proof, unavailable=unavailable)
     return VerifyResult(str(bundle.path), verdict, tuple(checks), tuple(proof), tuple(contracts))
+
+
+def _plugins(manifest: Manifest) -> tuple[list[Check], set[str]]:
+    """Look for the plug-ins that made a bundle; also return the contract kinds of missing ones."""
+    checks, unknown = [], set()
+    for then in manifest.plugins:
+        here = standing(then)
+        name = f"run plug-in {then.package}"
+        checks.append(Check(name, here.installed, here.message or str(then)))
+        if not here.installed:
+            unknown |= set(then.gives.get(CONTRACTS.plural, ()))
+    return checks, unknown
 
 
 def _verdict(
@@ -109,12 +133,12 @@ def _plan_folder(artifact: Artifact) -> str:
 
 
 def _contracts(
-    bundle: Bundle, artifact: Artifact
+    bundle: Bundle, artifact: Artifact, unknown: Collection[str]
 ) -> tuple[tuple[ContractResult, ...], list[Check]]:
     if not (bundle.path / "state").is_dir():
         return (), []  # stripped for shipping
     try:
-        contracts = read_contracts(bundle, _plan_folder(artifact))
+        contracts = read_contracts(bundle, _plan_folder(artifact), without=unknown)
     except BundleError as failure:
         return (), [Check(f"contracts {artifact.name}", False, str(failure))]
     return check_contracts(bundle.path, artifact, contracts), []

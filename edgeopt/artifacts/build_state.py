@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,15 @@ def _readable(exported: ExportedProgram) -> bool:
     return names and all(site.plain for _, site in edges.sites(exported.graph))
 
 
-def read_contracts(bundle: Bundle, plan_name: str) -> tuple[Any, ...]:
+def read_contracts(
+    bundle: Bundle, plan_name: str, *, without: Collection[str] = ()
+) -> tuple[Any, ...]:
     """Read the contracts of one plan.
+
+    Args:
+        bundle: The bundle.
+        plan_name: The plan's folder.
+        without: Kinds to leave out, since nobody here knows them.
 
     Raises:
         BundleError: If they are missing or damaged.
@@ -74,7 +81,11 @@ def read_contracts(bundle: Bundle, plan_name: str) -> tuple[Any, ...]:
         raise BundleError(f"{path}: cannot be read: {failure}") from None
     if not isinstance(rows, list):
         raise BundleError(f"{path}: is no list of contracts")
-    return from_json(rows)
+    return from_json([row for row in rows if _kind(row) not in without])
+
+
+def _kind(row: Any) -> str:
+    return str(row.get("kind", "")) if isinstance(row, dict) else ""
 
 
 def read_programs(bundle: Bundle, plan_name: str) -> dict[str, ExportedProgram]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from edgeopt.artifacts.artifact import Artifact, FileEntry
 from edgeopt.artifacts.interface import Preprocessing
+from edgeopt.registry.plugins import Plugin
 
 SCHEMA_VERSION = 1
 
@@ -31,6 +32,7 @@ class Manifest:
         adapters: Names of fused adapters.
         minimum_runtime: Runtime -> oldest version that takes the files.
         golden: Method -> file with golden inputs and outputs.
+        plugins: The plug-ins that made it.
         schema: Version of this schema.
     """
 
@@ -49,6 +51,7 @@ class Manifest:
     adapters: tuple[str, ...] = ()
     minimum_runtime: Mapping[str, str] = dataclasses.field(default_factory=dict)
     golden: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    plugins: tuple[Plugin, ...] = ()
     schema: int = SCHEMA_VERSION
 
     def artifact(self, name: str) -> Artifact:

@@ -8,7 +8,7 @@ from edgeopt.cli.options import AsJson
 def doctor(as_json: AsJson = False) -> int:
     """Show what this machine has and what it lacks.
 
-    Runtimes, backends and CPU features, what each is for and how to get it. Exits 1 if a
+    Runtimes, backends and CPU features, what each is for and how to get it; plug-ins. Exits 1 if a
     package that edgeopt cannot work without is missing or broken.
     """
     from edgeopt.api.doctor import run_doctor

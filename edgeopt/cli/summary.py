@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.cli.text import STYLES, Table, show_line, show_table, show_warning
+from edgeopt.registry.plugins import in_words
 from edgeopt.results.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -239,6 +240,8 @@ def show_doctor(result: DoctorResult) -> None:
     )
     columns = ("piece", "found", "without it", "to install")
     show_table(Table("Missing", columns, missing))
+    added = tuple((p.package, p.version, in_words(p.adds), p.problem) for p in result.plugins)
+    show_table(Table("Plug-ins", ("package", "version", "adds", "problem"), added))
     devices = tuple((d.profile, d.target, d.runtime, d.here, d.reason) for d in result.measurable)
     where = ("profile", "target", "runtime", "latency here", "")
     show_table(Table("What can be measured here", where, devices))

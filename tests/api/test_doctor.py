@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pydantic
 import pytest
@@ -15,6 +16,7 @@ from edgeopt.cli import main
 from edgeopt.devices import machine as machines
 from edgeopt.devices.machine import Hardware, machine
 from edgeopt.devices.profile import load_profile, profile_names
+from tests.installing import install
 
 A100 = Hardware(gpu="NVIDIA A100-SXM4-80GB", capability="sm80")
 ORIN = Hardware(board="NVIDIA Jetson AGX Orin Developer Kit")
@@ -88,6 +90,45 @@ def test_without_torch_it_looks_all_the_same() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.startswith("{'no'}")
+
+
+POINTS = {
+    "edgeopt.passes": {"clip": "acme.passes:Clip", "cut": "acme.gone:Cut"},
+    "edgeopt.profiles": {"orin": "acme.passes:orin"},
+}
+
+
+def test_plugins_are_listed_and_not_imported(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"acme/__init__.py": "", "acme/passes.py": "raise RuntimeError('imported')"}
+    install(site, "acme-pack", POINTS, files, version="1.2")
+    found = DoctorResult("1", "3", machine(), (), (), doctor._measurable(), doctor._plugins())
+    (plugin,) = [p for p in found.plugins if p.package == "acme-pack"]
+    assert plugin.version == "1.2"
+    assert plugin.adds == {"passes": ("clip", "cut"), "profiles": ("orin",)}
+    told = "there is no module acme.gone; profile 'orin' is also that of edgeopt itself"
+    assert plugin.problem == told
+    monkeypatch.setattr(doctor, "run_doctor", lambda: found)
+    assert main(["doctor"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "acme-pack 1.2 passes clip, cut; profiles orin" in text
+    assert main(["doctor", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["plugins"]
+    assert [row["adds"] for row in rows if row["package"] == "acme-pack"] == [
+        {"passes": ["clip", "cut"], "profiles": ["orin"]}
+    ]
+
+
+def test_a_profile_whose_name_is_claimed_says_so_and_the_others_are_looked_at(site: Path) -> None:
+    install(site, "acme-pack", POINTS)
+    found = {(m.profile, m.target): m for m in doctor._measurable()}
+    claimed = found["orin", "-"]
+    assert claimed.here == "no"
+    assert claimed.reason.startswith(
+        "profile 'orin' is claimed by edgeopt itself and acme-pack 1.0"
+    )
+    assert ("host", "onnxruntime") in found
 
 
 def test_what_does_not_import_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

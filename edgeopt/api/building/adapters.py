@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.adapters.fusing import parse_spec
+from edgeopt.adapters.peft.config import read_type
 from edgeopt.adapters.peft.folder import CONFIG, WEIGHTS
 from edgeopt.devices.profile import DeviceProfile
 from edgeopt.errors import ConfigError, PipelineError
@@ -34,12 +35,14 @@ class Fused:
         history: What ran.
         names: The adapters' names, with their weight where it is not 1.
         hashes: What the build key holds of them.
+        families: Their families.
     """
 
     loaded: LoadedModel
     history: tuple[PassRecord, ...] = ()
     names: tuple[str, ...] = ()
     hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    families: tuple[str, ...] = ()
 
 
 def adapters_of(
@@ -101,6 +104,7 @@ def fuse(
         history=state.history,
         names=names,
         hashes={"adapters": key_of({"adapters": files})},
+        families=tuple(str(read_type(folder / CONFIG)) for folder, _ in specs),
     )
 
 

@@ -16,6 +16,7 @@ from edgeopt.api.building.data import (
 from edgeopt.api.building.job import Job
 from edgeopt.api.building.lock import Lock
 from edgeopt.api.building.options import BuildOptions
+from edgeopt.api.building.plugins import check_plugins, entries_of
 from edgeopt.api.building.provenance import Provenance, check_lock, provenance_of
 from edgeopt.api.building.targets import Chosen, choose_targets
 from edgeopt.artifacts.interface import Preprocessing
@@ -67,6 +68,7 @@ def resolve(options: BuildOptions, progress: Progress, lock: Lock | None) -> Inp
         EdgeOptError: For the first thing that cannot be meant or read.
         CheckFailed: If a lock is given and a part is not what was locked.
     """
+    unlike = check_plugins(lock) if lock is not None else ()
     profile = load_profile(options.profile)
     recipe = load_recipe(options.recipe or profile.default_recipe)
     limits, notes = judging.merged(profile, options.limits)
@@ -99,8 +101,9 @@ def resolve(options: BuildOptions, progress: Progress, lock: Lock | None) -> Inp
     )
     check_lengths(job.loaded, job.dynamic, data.calibration, "calibration data")
     check_lengths(job.loaded, job.dynamic, data.evaluation, "evaluation data")
-    made_of = provenance_of(options, job, chosen.all, data.evaluation, fused.hashes)
-    unlike = check_lock(lock, made_of) if lock is not None else ()
+    asked = entries_of(options, job, chosen, limits, fused.families)
+    made_of = provenance_of(options, job, chosen.all, data.evaluation, fused.hashes, asked)
+    unlike += check_lock(lock, made_of) if lock is not None else ()
     warnings = (*notes, *bits.warnings, *data.warnings, *unlike)
     return Inputs(job, chosen, limits, data, made_of, warnings, fused.names)
 

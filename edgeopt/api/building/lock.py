@@ -11,6 +11,7 @@ from edgeopt.api.building.options import BuildOptions
 from edgeopt.artifacts.artifact import FileEntry
 from edgeopt.errors import ConfigError
 from edgeopt.files import read_json, to_plain
+from edgeopt.registry.plugins import Plugin
 
 SCHEMA_VERSION = 1
 
@@ -34,7 +35,9 @@ class Lock:
         tools: Tool -> version.
         machine: What of the machine decides bytes (`vnni`).
         files: Artifact file -> SHA-256, as built.
-        build_key: Hash of everything above but the files.
+        build_key: Hash of everything above but the files, and without the paths of a profile or
+            recipe that was given by path.
+        plugins: The plug-ins that the build used.
         schema: Version.
     """
 
@@ -45,6 +48,7 @@ class Lock:
     machine: Mapping[str, str]
     files: Mapping[str, str]
     build_key: str
+    plugins: tuple[Plugin, ...] = ()
     schema: int = SCHEMA_VERSION
 
 

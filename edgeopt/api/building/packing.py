@@ -15,6 +15,7 @@ from edgeopt.artifacts import bundle as bundles
 from edgeopt.artifacts.artifact import FileEntry
 from edgeopt.artifacts.manifest import Manifest
 from edgeopt.files import to_json, write_text
+from edgeopt.registry.plugins import Plugin
 from edgeopt.report.html import render
 from edgeopt.results.reports import BuildReport
 from edgeopt.version import __version__
@@ -34,7 +35,7 @@ def write_states(folder: Path, branches: Sequence[Branch]) -> None:
 
 
 def write_manifest(
-    folder: Path, inputs: Inputs, written: Sequence[Written]
+    folder: Path, inputs: Inputs, written: Sequence[Written], plugins: Sequence[Plugin]
 ) -> tuple[FileEntry, ...]:
     """Describe every file of the folder; return the entries."""
     files = bundles.entries(folder)
@@ -61,13 +62,18 @@ def write_manifest(
                 t.runtime: t.minimum_runtime for t in inputs.chosen.targets if t.minimum_runtime
             },
             golden={n: f"golden/{n}.npz" for n in names if f"golden/{n}.npz" in listed},
+            plugins=tuple(plugins),
         ),
     )
     return files
 
 
 def write_lock(
-    folder: Path, options: BuildOptions, inputs: Inputs, files: Sequence[FileEntry]
+    folder: Path,
+    options: BuildOptions,
+    inputs: Inputs,
+    files: Sequence[FileEntry],
+    plugins: Sequence[Plugin],
 ) -> None:
     """Write `edgeopt.lock`."""
     lock = Lock(
@@ -78,6 +84,7 @@ def write_lock(
         machine=inputs.made_of.machine,
         files={entry.path: entry.sha256 for entry in files},
         build_key=inputs.made_of.build_key,
+        plugins=tuple(plugins),
     )
     write_text(folder / bundles.LOCK, to_json(lock))
 
