@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import tomllib
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,19 @@ from typing import Any
 import pytest
 
 from edgeopt.pipeline.verifier.check import invariants
+from edgeopt.registry.kinds import ALL
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 GUIDE = DOCS / "writing_a_pass.md"
-GUIDES = sorted(path for path in DOCS.glob("*.md") if "```python\n" in path.read_text("utf-8"))
+PLUGINS = DOCS / "plugins.md"
+"""Its code blocks are files of a package, which `tests/plugins` installs and uses."""
+SAMPLE = ROOT / "tests" / "plugins" / "edgeopt-sample"
+GUIDES = sorted(
+    path
+    for path in DOCS.glob("*.md")
+    if path != PLUGINS and "```python\n" in path.read_text("utf-8")
+)
 
 
 def blocks(path: Path) -> list[tuple[int, str]]:
@@ -89,10 +98,34 @@ def test_the_guide_lists_every_invariant_and_no_other() -> None:
     assert told == [name for names in invariants().values() for name in names]
 
 
+def test_the_guide_to_plugins_shows_the_files_of_the_sample() -> None:
+    shown = dict(
+        re.findall(
+            r"^`([\w/.-]+)`:\n\n```\w+\n(.*?)^```$",
+            PLUGINS.read_text(encoding="utf-8"),
+            re.MULTILINE | re.DOTALL,
+        )
+    )
+    files = [p for p in SAMPLE.rglob("*") if p.suffix in (".py", ".toml")]
+    of_sample = {
+        p.relative_to(SAMPLE).as_posix(): p.read_text(encoding="utf-8")
+        for p in files
+        if p.name != "__init__.py"
+    }
+    assert shown == of_sample
+
+
+def test_the_guide_to_plugins_lists_every_group() -> None:
+    told = re.findall(r"^\| `(edgeopt\.\w+)` \|", PLUGINS.read_text("utf-8"), re.MULTILINE)
+    assert sorted(told) == sorted(kind.group for kind in ALL)
+    points = tomllib.loads((SAMPLE / "pyproject.toml").read_text("utf-8"))["project"]
+    assert sorted(points["entry-points"]) == sorted(told)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
 def test_files_that_a_guide_names_exist(path: Path) -> None:
     named = re.findall(
-        r"`((?:edgeopt|exporters|runtime_tests|device_profiles|tests|docs)/[\w/.]+\.\w+)`",
+        r"`((?:edgeopt|exporters|runtime_tests|device_profiles|tests|docs)/[\w/.-]+\.\w+)`",
         path.read_text(encoding="utf-8"),
     )
     assert [name for name in named if not (ROOT / name).is_file()] == []
