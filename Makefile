@@ -19,13 +19,17 @@ SITE := build/site
 TYPES := build/types
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-oldest test-newest lint ruff mypy docs clean
+.PHONY: demo test test-fast test-oldest test-newest lint ruff mypy docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edgeopt build --profile orin
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# The loop of one change: all but the tests that build whole models, or run a slow compiler.
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow'
 
 # The two ends of the ranges in pyproject.toml, each in a virtual environment of its own. Skips are
 # allowed there: a runtime may have no wheel of that age.
