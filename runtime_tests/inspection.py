@@ -13,12 +13,26 @@ from edgeopt.artifacts.interface import Method
 from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
 from edgeopt.errors import BundleError
+from edgeopt.registry.kinds import RUNNERS
+from edgeopt.registry.lookup import find
 from edgeopt.results.measurements import MemoryResult
 from edgeopt.results.structure import OperatorRow, ProofResult, SizeRow
 from edgeopt.runtime_tests.base import Arrays, LoadOptions, Runner, Session
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+
+def runner_for(runtime: str) -> Runner:
+    """Return the runner of a runtime, of edgeopt or of a plug-in.
+
+    Raises:
+        ConfigError: If there is none; the nearest is suggested.
+        PluginError: If a plug-in's runner does not import, or is none.
+    """
+    needs = ("unavailable", "version", "load")
+    runner: Runner = find(RUNNERS, runtime).make(object, "runtime", needs=needs)
+    return runner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +62,7 @@ class Inspector(abc.ABC):
 
     Attributes:
         format: The format's name in profiles.
+        runtime: The name of the runner that runs its files on this machine.
         stands_in: Its runner is not the file's own runtime: the numbers are those of the same
             program elsewhere, and its latency says nothing.
         times_here: A call's duration on this machine means something (a simulator's does not).
@@ -57,15 +72,21 @@ class Inspector(abc.ABC):
     """
 
     format: ClassVar[str]
+    runtime: ClassVar[str]
     stands_in: ClassVar[bool] = False
     times_here: ClassVar[bool] = True
     sample_limit: ClassVar[int | None] = None
     proof_reads_programs: ClassVar[bool] = False
     sessions: ClassVar[int] = 1
 
-    @abc.abstractmethod
     def runner(self) -> Runner:
-        """Return what runs the format's files on this machine."""
+        """Return what runs the format's files on this machine.
+
+        Raises:
+            ConfigError: If there is no runner of that name.
+            PluginError: If a plug-in's runner does not import, or is none.
+        """
+        return runner_for(self.runtime)
 
     def load(self, folder: Path, artifact: Artifact, *, threads: int = 1) -> Session:
         """Load an artifact for its numerics.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from edgeopt.adapters.deltas.delta import Delta
 from edgeopt.adapters.deltas.families import deltas_of
 from edgeopt.adapters.family import Trained
-from edgeopt.adapters.peft.folder import COUNTER, Adapter, LoraFactors
+from edgeopt.adapters.peft.folder import COUNTER, Adapter
+from edgeopt.adapters.peft.lora import LoraFactors
 from edgeopt.adapters.summing import Part
 from edgeopt.analysis.layers import CONVOLUTIONS, Kind, Layer, find_layers
 from edgeopt.analysis.selection import nearest_name

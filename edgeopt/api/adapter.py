@@ -11,7 +11,8 @@ from edgeopt.adapters.deltas.families import family
 from edgeopt.adapters.deltas.low_rank import LowRank
 from edgeopt.adapters.family import Trained
 from edgeopt.adapters.fusing import parse_spec
-from edgeopt.adapters.peft.folder import WEIGHTS, Adapter, LoraFactors, read_adapter
+from edgeopt.adapters.peft.folder import WEIGHTS, Adapter, read_adapter
+from edgeopt.adapters.peft.lora import LoraFactors
 from edgeopt.api.building.adapters import adapter_hashes, fuse
 from edgeopt.artifacts.artifact import FileEntry
 from edgeopt.devices.profile import load_profile

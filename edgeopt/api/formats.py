@@ -7,9 +7,8 @@ from pathlib import Path
 
 from edgeopt.errors import BundleError, PluginError
 from edgeopt.exporters.base import Exporter
-from edgeopt.registry.kinds import EXPORTERS, INSPECTORS, RUNNERS
+from edgeopt.registry.kinds import EXPORTERS, INSPECTORS
 from edgeopt.registry.lookup import find, names
-from edgeopt.runtime_tests.base import Runner
 from edgeopt.runtime_tests.inspection import Inspector
 
 
@@ -20,6 +19,8 @@ def format_names() -> tuple[str, ...]:
 
 def format_of(place: Path) -> str:
     """Return the format of a plain model file, by its suffix.
+
+    Plug-ins are asked where it is no format of edgeopt's.
 
     Raises:
         BundleError: If it is no format's.
@@ -59,12 +60,5 @@ def exporter_for(format_: str) -> Exporter:
 
 def inspector_for(format_: str) -> Inspector:
     """Return what runs and reads the files of a format; raises as `exporter_for` does."""
-    inspector: Inspector = find(INSPECTORS, format_).make(Inspector, "format")
+    inspector: Inspector = find(INSPECTORS, format_).make(Inspector, "format", needs=("runtime",))
     return inspector
-
-
-def runner_for(runtime: str) -> Runner:
-    """Return the runner of a runtime; raises as `exporter_for` does."""
-    needs = ("unavailable", "version", "load")
-    runner: Runner = find(RUNNERS, runtime).make(object, "runtime", needs=needs)
-    return runner

@@ -8,6 +8,8 @@ from edgeopt.pipeline.compiler_pass import Pass
 from edgeopt.registry.kinds import PASSES
 from edgeopt.registry.lookup import builtin, find
 
+_NEEDS = ("config_type", "stage", "effect")
+
 
 def by_name(name: str) -> type[Pass[Any]]:
     """Return a pass class, of edgeopt or of a plug-in.
@@ -16,7 +18,7 @@ def by_name(name: str) -> type[Pass[Any]]:
         ConfigError: If there is none of that name; the nearest is suggested.
         PluginError: If a plug-in's pass does not import, or is none.
     """
-    return find(PASSES, name).load_class(Pass, "name")
+    return find(PASSES, name).load_class(Pass, "name", needs=_NEEDS)
 
 
 def shipped() -> tuple[type[Pass[Any]], ...]:

@@ -48,9 +48,7 @@ QUANTITIES = Kind(
     "edgeopt.quantities", "limit", Table("edgeopt.limits", "quantities", "Quantity", "QUANTITIES")
 )
 ADAPTERS = Kind(
-    "edgeopt.adapters",
-    "adapter family",
-    Named((("LORA", "edgeopt.adapters.deltas.families:family"),)),
+    "edgeopt.adapters", "adapter family", Classes("edgeopt.adapters", "peft/*.py", "name")
 )
 MODELS = Kind(
     "edgeopt.models",

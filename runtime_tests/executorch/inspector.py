@@ -24,7 +24,7 @@ from edgeopt.exporters.executorch.file import (
 from edgeopt.exporters.executorch.xnnpack_graph import XnnGraph, XnnNode
 from edgeopt.results.measurements import MemoryResult
 from edgeopt.results.structure import OperatorRow, ProofResult
-from edgeopt.runtime_tests.base import Arrays, Runner
+from edgeopt.runtime_tests.base import Arrays
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 
 if TYPE_CHECKING:
@@ -100,12 +100,8 @@ class ExecuTorchInspector(Inspector):
     """ExecuTorch files: their own runtime runs them, their payload tells what XNNPACK does."""
 
     format: ClassVar[str] = "executorch"
+    runtime: ClassVar[str] = "executorch"
     proof_reads_programs: ClassVar[bool] = True
-
-    def runner(self) -> Runner:
-        from edgeopt.runtime_tests.executorch.runner import ExecuTorchRunner
-
-        return ExecuTorchRunner()
 
     def interface(self, path: Path) -> tuple[tuple[Method, ...], tuple[str, ...]]:
         methods = read_file(path).methods

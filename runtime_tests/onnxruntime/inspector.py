@@ -16,7 +16,7 @@ from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
 from edgeopt.results.measurements import MemoryResult
 from edgeopt.results.structure import ProofResult
-from edgeopt.runtime_tests.base import Arrays, Runner
+from edgeopt.runtime_tests.base import Arrays
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ class OnnxInspector(Inspector):
     """ONNX files: ONNX Runtime runs them, and its saved optimized graph tells what it does."""
 
     format: ClassVar[str] = "onnx"
-
-    def runner(self) -> Runner:
-        from edgeopt.runtime_tests.onnxruntime.runner import OnnxRuntimeRunner
-
-        return OnnxRuntimeRunner()
+    runtime: ClassVar[str] = "onnxruntime"
 
     def interface(self, path: Path) -> tuple[tuple[Method, ...], tuple[str, ...]]:
         from edgeopt.exporters.onnx.signature import read_signature

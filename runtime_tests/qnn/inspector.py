@@ -14,7 +14,7 @@ from edgeopt.exporters.onnx.macs import Product, multiplications
 from edgeopt.exporters.qnn import hexagon
 from edgeopt.results.measurements import MemoryResult
 from edgeopt.results.structure import OperatorRow, ProofResult
-from edgeopt.runtime_tests.base import Arrays, Runner
+from edgeopt.runtime_tests.base import Arrays
 from edgeopt.runtime_tests.inspection import Structure
 from edgeopt.runtime_tests.onnxruntime.inspector import OnnxInspector, counted
 
@@ -33,14 +33,10 @@ class QnnInspector(OnnxInspector):
     """Context binaries: the HTP simulator runs them, and they tell what the compiler took."""
 
     format: ClassVar[str] = "qnn"
+    runtime: ClassVar[str] = "qnn"
     times_here: ClassVar[bool] = False
     sample_limit: ClassVar[int | None] = SAMPLES
     sessions: ClassVar[int] = SIMULATORS
-
-    def runner(self) -> Runner:
-        from edgeopt.runtime_tests.qnn.runner import QnnRunner
-
-        return QnnRunner()
 
     def untimed(self) -> str:
         return "a simulator's time is not the NPU's"

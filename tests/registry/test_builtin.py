@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.adapters.deltas.families import family
+from edgeopt.adapters.family import Reader
 from edgeopt.contracts.contract import Contract
 from edgeopt.devices.profile import load_profile
 from edgeopt.devices.rules import load_rules
@@ -32,6 +32,7 @@ BASES: dict[Kind, type[Any]] = {
     kinds.INSPECTORS: Inspector,
     kinds.RUNNERS: object,
     kinds.CONTRACTS: Contract,
+    kinds.ADAPTERS: Reader,
 }
 
 
@@ -108,11 +109,6 @@ def test_a_name_may_have_what_a_files_name_cannot() -> None:
 def test_the_quantities_are_those_of_their_table() -> None:
     assert [entry.name for entry in builtin(kinds.QUANTITIES)] == list(QUANTITIES)
     assert all(entry.load() is QUANTITIES for entry in builtin(kinds.QUANTITIES))
-
-
-def test_the_one_family_of_adapters_is_that_of_low_rank_factors() -> None:
-    (lora,) = builtin(kinds.ADAPTERS)
-    assert (lora.name, lora.load()) == ("LORA", family)
 
 
 def test_every_source_of_models_is_a_function() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.api.formats import exporter_for, inspector_for, runner_for
+from edgeopt.api.formats import exporter_for, inspector_for
 from edgeopt.contracts.kinds import from_json
 from edgeopt.devices.profile import load_profile, profile_names
 from edgeopt.devices.rules import load_rules
@@ -17,6 +17,7 @@ from edgeopt.passes import by_name, shipped
 from edgeopt.recipes.recipe import load_recipe, recipe_names
 from edgeopt.registry.kinds import MODELS, PASSES, PROFILES, RECIPES
 from edgeopt.registry.lookup import builtin, find, find_file, listed, names
+from edgeopt.runtime_tests.inspection import runner_for
 from tests.installing import install
 
 SHELF = Path(__file__).resolve().parents[2] / "device_profiles"

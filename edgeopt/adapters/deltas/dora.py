@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeopt.adapters.deltas.delta import Delta, check_shape, equal
 from edgeopt.adapters.deltas.low_rank import LowRank, output_shape
-from edgeopt.adapters.peft.folder import LoraFactors
+from edgeopt.adapters.peft.lora import LoraFactors
 from edgeopt.analysis.layers import Layer
 
 

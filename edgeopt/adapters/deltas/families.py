@@ -6,7 +6,7 @@ from edgeopt.adapters.deltas.delta import Delta
 from edgeopt.adapters.deltas.dora import DoRA
 from edgeopt.adapters.deltas.low_rank import LowRank
 from edgeopt.adapters.family import Trained
-from edgeopt.adapters.peft.folder import LoraFactors
+from edgeopt.adapters.peft.lora import LoraFactors
 from edgeopt.analysis.layers import Layer
 
 

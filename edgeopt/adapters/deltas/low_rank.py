@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from edgeopt.adapters.deltas.delta import Delta, check_shape, equal
-from edgeopt.adapters.peft.folder import LoraFactors
+from edgeopt.adapters.peft.lora import LoraFactors
 from edgeopt.analysis.layers import Kind, Layer
 from edgeopt.errors import AdapterError
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgeopt.adapters.family import Family, Trained, entry_of
-from edgeopt.adapters.peft.config import LoraConfig, read_added_config, read_config, read_type
+from edgeopt.adapters.family import Read, Trained, entry_of, reader_of
+from edgeopt.adapters.peft.config import LoraConfig, read_type
+from edgeopt.adapters.peft.lora import LoraFactors
 from edgeopt.errors import AdapterError, ModelError
 from edgeopt.files import sha256
 from edgeopt.models.weights import read_weights
@@ -25,49 +24,7 @@ MAX_NAME = 256
 COUNTER = ".num_batches_tracked"
 """Batch norm's count, which no inference reads."""
 
-_FACTOR = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|"
-    r"lora_embedding_B|lora_magnitude_vector(?:\.weight)?)"
-)
-_PARTS = {
-    "lora_A.weight": "a",
-    "lora_B.weight": "b",
-    "lora_B.bias": "b_bias",
-    "lora_embedding_A": "a",
-    "lora_embedding_B": "b",
-    "lora_magnitude_vector": "magnitude",
-    "lora_magnitude_vector.weight": "magnitude",
-}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LoraFactors:
-    """The low-rank update of one module: `scale * B @ A`, and what belongs to it.
-
-    Attributes:
-        module: The module's name in the base that PEFT adapted.
-        a: `[r, in]`; of a convolution `[r, in, *kernel]`; of an embedding `[r, rows]`.
-        b: `[out, r]`; of a convolution `[out, r, 1, ...]`; of an embedding `[columns, r]`.
-        scale: `alpha / r` or `alpha / sqrt(r)`.
-        embedding: The module is an embedding, whose weight is `[rows, columns]`.
-        b_bias: Bias of the B factor, `[out]`, or None.
-        magnitude: DoRA's magnitude of each output, `[out]` (`[1, out, 1, ...]` of a convolution),
-            or None.
-    """
-
-    module: str
-    a: Tensor
-    b: Tensor
-    scale: float
-    embedding: bool = False
-    b_bias: Tensor | None = None
-    magnitude: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        """The rank r."""
-        return self.a.shape[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,13 +68,9 @@ def read_adapter(folder: Path) -> Adapter:
         what = "is a file" if folder.exists() else "no such folder"
         raise AdapterError(f"{folder}: {what}; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     source = entry_of(read_type(folder / CONFIG), str(folder / CONFIG))
-    added: Family | None = None
-    own: Mapping[str, Any] = {}
-    if source.plugin is None:
-        config, ignored = read_config(folder / CONFIG)
-    else:
-        added = source.make(Family, "name", needs=("parts",))
-        config, ignored, own = read_added_config(folder / CONFIG, added.options)
+    reader = reader_of(source)
+    with source.guarded(f"{folder}: cannot be read"):
+        config, ignored, own = reader.read_config(folder / CONFIG)
     path = folder / WEIGHTS
     if not path.is_file():
         if (folder / PICKLED).exists():
@@ -130,13 +83,12 @@ def read_adapter(folder: Path) -> Adapter:
         tensors = read_weights(path)
     except ModelError as failure:
         raise AdapterError(str(failure)) from None
-    parts, plain = _sorted(tensors, path, added.split if added is not None else _lora_part)
-    factors = {
-        name: _factors(name, found, config, path)
-        if added is None
-        else Trained(name, found, own, source)
-        for name, found in sorted(parts.items())
-    }
+    with source.guarded(f"{path}: cannot be read"):
+        parts, plain = _sorted(tensors, path, reader.split)
+        factors = {
+            name: reader.factors(found, Read(name, config, own, source, path))
+            for name, found in sorted(parts.items())
+        }
     unread = tuple(key for key in sorted(plain) if _unread(key, ignored))
     whole, in_place = _whole({k: v for k, v in plain.items() if k not in unread}, config, path)
     if not factors and not whole:
@@ -185,57 +137,6 @@ def _sorted(
             # inside PEFT's wrapper lies the output projection of nn.MultiheadAttention
             parts.setdefault(module.replace(".base_layer.", "."), {})[part] = value
     return parts, plain
-
-
-def _lora_part(name: str) -> tuple[str, str] | None:
-    """Return module and part of a factor's name; those of embeddings begin so."""
-    match = _FACTOR.fullmatch(name)
-    if match is None:
-        return None
-    kind = "embedding_" if "embedding" in match["part"] else ""
-    return match["module"], kind + _PARTS[match["part"]]
-
-
-def _factors(
-    module: str, parts: Mapping[str, Tensor], config: LoraConfig, path: Path
-) -> LoraFactors:
-    embedding = "embedding_a" in parts or "embedding_b" in parts
-    kind = "embedding_" if embedding else ""
-    stored = "lora_embedding" if embedding else "lora"
-    where = f"{path}: {module}"
-    for part, letter in ((f"{kind}a", "A"), (f"{kind}b", "B")):
-        if part not in parts:
-            raise AdapterError(f"{where}: {stored}_{letter} is missing")
-    expected = {f"{kind}a", f"{kind}b"}
-    expected |= {"magnitude"} if config.use_dora else set()
-    expected |= {"b_bias"} if config.lora_bias and not embedding else set()
-    for part in sorted(set(parts) ^ expected):
-        option = "use_dora" if part == "magnitude" else "lora_bias"
-        what = "is in the file" if part in parts else "is missing"
-        if part not in ("magnitude", "b_bias"):
-            raise AdapterError(f"{where}: has factors of an embedding and of another layer")
-        raise AdapterError(f"{where}: its {part} {what}, but {option} is {part not in parts}")
-    a, b = parts[f"{kind}a"], parts[f"{kind}b"]
-    if a.dim() < 2 or b.dim() != a.dim() or 0 in (*a.shape, *b.shape):
-        raise AdapterError(
-            f"{where}: A is {list(a.shape)} and B is {list(b.shape)}; a shard was saved, not the "
-            "whole adapter"
-        )
-    rank = config.rank(module)
-    if a.shape[0] != rank or b.shape[1] != rank:
-        raise AdapterError(
-            f"{where}: A is {list(a.shape)} and B is {list(b.shape)}, but the configuration says "
-            f"rank {rank}"
-        )
-    return LoraFactors(
-        module=module,
-        a=a,
-        b=b,
-        scale=config.scale(module, rank),
-        embedding=embedding,
-        b_bias=parts.get("b_bias"),
-        magnitude=parts.get("magnitude"),
-    )
 
 
 def _whole(

@@ -164,7 +164,6 @@ def found_for_verdict(
     return Found(
         artifact=inspected.row,
         float_gemms=inspected.structure.float_gemms,
-        compile=inspected.structure.compile,
         told=Told(inspected.structure.operators, inspected.sizes, inspected.structure.compile),
         accuracy=accuracy,
         latency=next((x for x in shown.latency if x.artifact == name and not apart), None),

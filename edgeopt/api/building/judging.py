@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from edgeopt.devices.profile import DeviceProfile
 from edgeopt.limits.counted import Told
@@ -32,7 +31,6 @@ class Found:
         comparison: Against the float file on the device, or None.
         memory: On the device, or None.
         missing: Limit name -> why there is no value.
-        compile: What a real compiler said of it, or empty.
         told: What a plug-in's quantity may count.
     """
 
@@ -43,7 +41,6 @@ class Found:
     comparison: Comparison | None = None
     memory: MemoryResult | None = None
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    compile: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     told: Told = dataclasses.field(default_factory=Told)
 
 
@@ -162,10 +159,12 @@ def _int8_macs(found: Found) -> Reading:
 
 def _compiled(name: str) -> Callable[[Found], Reading]:
     def reading(found: Found) -> Reading:
-        number = found.compile.get(name)
+        number = found.told.compile.get(name)
         if number is None:
             return Reading(None, "no compiler on this machine tells it")
-        return Reading(float(number), str(found.compile.get("compiler", "the compiler's report")))
+        return Reading(
+            float(number), str(found.told.compile.get("compiler", "the compiler's report"))
+        )
 
     return reading
 

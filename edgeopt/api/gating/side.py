@@ -9,7 +9,7 @@ from edgeopt.artifacts.artifact import Artifact
 from edgeopt.artifacts.bundle import Bundle
 from edgeopt.devices.machine import is_device
 from edgeopt.devices.profile import Protocol, load_profile
-from edgeopt.errors import ProfileError
+from edgeopt.errors import PluginError, ProfileError
 from edgeopt.limits.results import GateSide
 from edgeopt.results.reports import ArtifactRow, BuildReport
 
@@ -70,7 +70,7 @@ class Side:
         name = self.bundle.manifest.profile
         try:
             profile = load_profile(name)
-        except ProfileError:  # a profile of the user's own: its build knew
+        except (ProfileError, PluginError):  # a profile of the user's own: its build knew
             return "" if self._was_timed_at_home() else f"profile {name!r} is not at hand here"
         if not is_device(profile):
             return f"this machine is not the device ({profile.title})"
@@ -91,7 +91,7 @@ class Side:
         try:
             profile = load_profile(self.bundle.manifest.profile)
             return profile.target(self.artifact.target).protocol
-        except ProfileError:
+        except (ProfileError, PluginError):
             return Protocol()
 
 

@@ -12,7 +12,7 @@ from edgeopt.adapters.deltas.delta import as_matrix
 from edgeopt.adapters.deltas.dora import DoRA
 from edgeopt.adapters.deltas.families import family
 from edgeopt.adapters.deltas.low_rank import LowRank
-from edgeopt.adapters.peft.folder import LoraFactors
+from edgeopt.adapters.peft.lora import LoraFactors
 from edgeopt.adapters.summing import Part, fuse
 from edgeopt.analysis.layers import find_layers
 from edgeopt.errors import AdapterError

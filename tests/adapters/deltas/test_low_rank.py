@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgeopt.adapters.deltas.low_rank import BiasOfB, LowRank
-from edgeopt.adapters.peft.folder import LoraFactors
+from edgeopt.adapters.peft.lora import LoraFactors
 from edgeopt.adapters.summing import Part, fuse
 from edgeopt.analysis.layers import Kind, Layer, find_layers
 from edgeopt.errors import AdapterError

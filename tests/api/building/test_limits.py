@@ -18,6 +18,7 @@ from edgeopt.api.building.judging import (
 )
 from edgeopt.devices.profile import DeviceProfile, Target
 from edgeopt.errors import ConfigError
+from edgeopt.limits.counted import Told
 from edgeopt.limits.limit import Limit
 from edgeopt.limits.quantities import QUANTITIES
 from edgeopt.results.measurements import (
@@ -89,7 +90,7 @@ COMPILED = {
     "delegated_share": 0.5,
     "fused_attentions": 4,
 }
-EVERYTHING = Found(ARTIFACT, 2, ACCURACY, LATENCY, COMPARISON, MEMORY, compile=COMPILED)
+EVERYTHING = Found(ARTIFACT, 2, ACCURACY, LATENCY, COMPARISON, MEMORY, told=Told(compile=COMPILED))
 NOTHING = Found(dataclasses.replace(ARTIFACT, int8_macs=None), 0)
 VALUES = {
     "latency_p50_ms": 2.0,

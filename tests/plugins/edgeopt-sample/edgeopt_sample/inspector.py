@@ -12,10 +12,8 @@ from edgeopt.artifacts.artifact import Artifact
 from edgeopt.contracts.contract import FileTensors
 from edgeopt.devices.profile import Target
 from edgeopt.results.structure import OperatorRow
-from edgeopt.runtime_tests.base import Runner
 from edgeopt.runtime_tests.inspection import Inspector, Structure
 from edgeopt_sample.exporter import Chain, read
-from edgeopt_sample.runner import NumpyRunner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +33,7 @@ class NpzInspector(Inspector):
     """Run and read the files."""
 
     format: ClassVar[str] = "sample-npz"
-
-    def runner(self) -> Runner:
-        return NumpyRunner()
+    runtime: ClassVar[str] = "sample-numpy"
 
     def structure(self, folder: Path, artifact: Artifact, target: Target) -> Structure:
         chain = read(folder / artifact.model_file.path)
