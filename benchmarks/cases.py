@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def assets() -> Path:
-    """Return the folder of real models and data: `EDGEOPT_ASSETS`, or `../shared/assets`."""
+    """Return the folder of real models: what EDGEOPT_ASSETS names, else one by the checkout."""
     return Path(os.environ.get("EDGEOPT_ASSETS", ROOT.parent / "shared" / "assets"))
 
 

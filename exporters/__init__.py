@@ -1,4 +1,4 @@
-"""Exporters: one module a format."""
+"""Exporters, a folder a format."""
 
 if __name__ != "edgeopt.exporters":
     # A second copy of every class would split isinstance checks and registries.

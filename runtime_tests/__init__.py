@@ -1,4 +1,4 @@
-"""Runs exported files in real runtimes: runners, accuracy, latency, limits, proof."""
+"""Runs exported files in real runtimes: runners, inspectors and proofs, accuracy, latency."""
 
 if __name__ != "edgeopt.runtime_tests":
     # A second copy of every class would split isinstance checks and registries.

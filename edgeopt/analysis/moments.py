@@ -1,6 +1,6 @@
-"""What calibration measured, keyed by edge; streams, and never stores an activation.
+"""What the inputs of a module's layers look like: their second moments on calibration data.
 
-One engine serves graphs (calibration) and modules (input statistics of a layer).
+Inputs are summed up as they pass; no activation is stored.
 """
 
 from __future__ import annotations

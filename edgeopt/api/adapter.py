@@ -1,4 +1,4 @@
-"""Adapters: fuse them before a build, describe a folder, write fused weights."""
+"""Adapters: describe a folder, write fused weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What exporters write, and the manifest that describes a bundle."""
+"""What exporters write: an artifact, its files, and where its tensors are in them."""
 
 from __future__ import annotations
 

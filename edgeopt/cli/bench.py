@@ -12,7 +12,7 @@ from edgeopt.cli.options import AsJson
 
 def bench(
     path: Annotated[
-        Path, typer.Argument(metavar="BUNDLE|FILE", help="A bundle, or a plain .onnx file.")
+        Path, typer.Argument(metavar="BUNDLE|FILE", help="A bundle, or an .onnx or .pte file.")
     ],
     against: Annotated[
         Path | None,

@@ -308,6 +308,7 @@ def models(name: NameArgument = None, as_json: AsJson = False) -> int:
     """List the models that ship with edgeopt, and the sources that plug-ins add."""
     from edgeopt.cli.text import Table, show_json, show_line, show_table
     from edgeopt.errors import ConfigError, nearest
+    from edgeopt.models.forms import FORMS
     from edgeopt.models.zoo.catalogue import CATALOGUE
     from edgeopt.registry.kinds import MODELS
 
@@ -325,7 +326,7 @@ def models(name: NameArgument = None, as_json: AsJson = False) -> int:
     else:
         rows = tuple((f"zoo:{m.name}", f"{m.parameters:,}", m.input, m.summary) for m in found)
         show_table(Table("", ("model", ">parameters", "input", "what it is"), rows))
-        show_line("Your own: FILE.py:FACTORY, or timm:NAME@WEIGHTS.")
+        show_line(f"A build takes {FORMS}.")
         for row in plugins:
             show_line(f"{row['name']}:...  {row['summary']}")
     return 0

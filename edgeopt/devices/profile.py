@@ -18,7 +18,7 @@ MAX_THREADS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How latency is measured (DESIGN.md section 8).
+    """How latency is measured: in blocks, as sessions of one file differ for good.
 
     Attributes:
         threads: Threads of the runtime.

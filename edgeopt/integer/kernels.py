@@ -1,4 +1,4 @@
-"""Integer kernels of the reference executor, in numpy.
+"""The integer kernels of the reference executor, in numpy, from the files that define them.
 
 Each kernel computes its output with the steps, in their order, that the runtime's kernel of that
 name takes (`Arithmetic`); ONNX Runtime's and XNNPACK's were found by comparing every element on

@@ -1,4 +1,9 @@
-"""Edit a captured program."""
+"""Edit captured programs.
+
+A program is never edited in place and never deep-copied (a deep copy renames an input called
+`input`): `ProgramEditor` works on a copy of the graph with its own table of tensors and writes a
+new program, so a trunk state can feed several branches.
+"""
 
 from __future__ import annotations
 

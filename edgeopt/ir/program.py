@@ -1,8 +1,6 @@
-"""Read and edit captured programs.
+"""Captured programs: what they take and hold, and how to run and retrace them.
 
-`torch.export.ExportedProgram` is the IR. A program is never edited in place and never deep-copied
-(a deep copy renames an input called `input`): `ProgramEditor` works on a copy of the graph with
-its own table of tensors and writes a new program, so a trunk state can feed several branches.
+`torch.export.ExportedProgram` is the IR. Nothing here changes a program: `edgeopt.ir.editor` does.
 """
 
 from __future__ import annotations

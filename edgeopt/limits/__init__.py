@@ -1,4 +1,1 @@
-"""Limits: the quantities that they speak of, absolute bounds, and how the gate judges a change.
-
-Plain judging: nothing here runs a file.
-"""
+"""Limits: quantities, bounds, and how a value is judged by them; nothing here runs a file."""

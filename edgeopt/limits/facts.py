@@ -14,8 +14,8 @@ from edgeopt.results.measurements import AccuracyResult, LatencyResult, Percenti
 SNR_CEILING_DB = 60.0
 """Above it float rounding is compared: at the outputs, nobody sees the difference."""
 SESSION_SPREAD = 0.02
-"""Two sessions of one file differ by 1 to 2 % for good (DESIGN.md section 8), so two measurements
-of one session each cannot be told apart below it, however many samples they have."""
+"""Two sessions of one file differ by 1 to 2 % for good, by where their memory lies, so two
+measurements of one session each cannot be told apart below it, however many samples they have."""
 _Z = 1.959963984540054  # of a 95 % interval
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from edgeopt.errors import ConfigError, PluginError
+from edgeopt.models.forms import FORMS
 from edgeopt.models.from_factory import from_factory
 from edgeopt.models.loaded import LoadedModel
 from edgeopt.registry.entry import Entry
 from edgeopt.registry.kinds import MODELS
 from edgeopt.registry.lookup import find, names
 from edgeopt.userfile import split_spec
-
-FORMS = "zoo:NAME, FILE.py:FACTORY, hf:DIR, timm:NAME@WEIGHTS or FILE.pt2"
 
 
 def load_model(spec: str) -> LoadedModel:

@@ -1,4 +1,4 @@
-"""The value that flows through a pipeline, and what a pass may read."""
+"""The value that flows through a pipeline, its stage and phase, and the record of each pass."""
 
 from __future__ import annotations
 

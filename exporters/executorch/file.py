@@ -1,4 +1,4 @@
-"""Read an ExecuTorch file from outside: methods, kernels, delegates, and XNNPACK's own graphs.
+"""Read an ExecuTorch file from outside: its methods, with their tensors, kernels and delegates.
 
 Nothing is run and `executorch` is not imported; its installed package only lends the two schemas.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,12 @@ from edgeopt.models.zoo.catalogue import CATALOGUE
 
 ONNX = [("ONNX Runtime", "MIT")]
 MANIFEST = Manifest("0.1.0", "zoo:vit", "host", "int8", "k", {}, 0, {}, (), ())
+NOTICE = Path(__file__).resolve().parents[2] / "NOTICE"
+LICENCES = {
+    "bytelm": "Python Software Foundation License Version 2",
+    "mobilenet": "not established here",
+    "vit": "not established here",
+}
 
 
 @pytest.mark.parametrize(
@@ -35,9 +42,12 @@ def test_a_model_is_named_without_the_folders_of_whoever_compiled_it(
 
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
-def test_the_zoos_data_are_named_with_their_licence(name: str) -> None:
+def test_the_zoos_data_are_named_with_what_is_known_of_their_licence(name: str) -> None:
     found = text(dataclasses.replace(MANIFEST, model=f"zoo:{name}"), ONNX)
     assert CATALOGUE[name].data in found
+    assert f"Licence of the data: {LICENCES[name]}" in found
+    _, _, of_the_model = NOTICE.read_text(encoding="utf-8").partition(f"{name}.safetensors")
+    assert of_the_model.partition("Licence of the data:")[2].strip().startswith(LICENCES[name])
     assert "unknown" not in found
     assert "- ONNX Runtime: MIT" in found
 

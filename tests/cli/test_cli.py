@@ -253,6 +253,19 @@ def test_every_pass_option_has_a_meaning(capsys: pytest.CaptureFixture[str]) -> 
     assert not [f"{name}.{o.name}" for name, o in options if not o.doc]
 
 
+def test_the_listing_of_models_says_how_to_name_any_and_takes_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from edgeopt.cli import main\n"
+        "assert main(['models']) == 0\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "False"
+    for form in ("zoo:NAME", "FILE.py:FACTORY", "hf:DIR", "timm:NAME@WEIGHTS", "FILE.pt2"):
+        assert form in ran.stdout
+
+
 def test_the_listing_of_passes_is_read_from_their_source() -> None:
     code = (
         "import sys\n"

@@ -1,4 +1,4 @@
-"""The verifier's rows for captured and for quantized graphs.
+"""Invariants of captured graphs.
 
 `ExportedProgram.validate()` accepts wrong shapes, stale values, dead nodes and in-place
 operators, so the rows here look for themselves.
