@@ -25,6 +25,39 @@ SOURCES = ("edgeopt", "exporters", "runtime_tests", "device_profiles")
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
+# What builds whole models, or runs a compiler or a simulator: 4 s or more in all, each. Paths from
+# here, or single tests; `make test-fast` leaves them out.
+SLOW = (
+    "api/building",
+    "api/test_adapter.py",
+    "api/test_doctor.py",
+    "api/test_gate.py",
+    "api/test_report.py",
+    "artifacts/test_program_interface.py",
+    "cli/test_exit_codes.py",
+    "end_to_end",
+    "exporters/executorch/test_exporter.py",
+    "exporters/onnx/test_exporter.py",
+    "exporters/qnn",
+    "exporters/tensorrt/test_exporter.py",
+    "models/test_from_transformers.py",
+    "models/test_load.py",
+    "models/zoo",
+    "passes/factorize/test_factorize_svd.py",
+    "passes/fuse/test_fuse_real_models.py",
+    "passes/quantize/test_whole_graph.py",
+    "plugins",
+    "report/test_html.py",
+    "runtime_tests/executorch",
+    "runtime_tests/qnn",
+    "runtime_tests/tensorrt",
+    "runtime_tests/test_accuracy.py",
+    "test_packaging.py::test_a_wheel_holds_every_module_and_data_file",
+    "test_packaging.py::test_a_wheel_holds_the_licence_and_the_notice",
+    "test_packaging.py::test_an_installed_copy_works_from_elsewhere",
+    "test_skips.py",
+)
+
 _kept: list[Any] = []  # a torch library lives as long as its object
 
 
@@ -67,6 +100,14 @@ def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
     report.outcome = "failed"
     report.longrepr = f"skipped where nothing may be skipped (CI, EDGEOPT_NO_SKIPS): {reason}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow."""
+    for item in items:
+        place = item.nodeid.removeprefix("tests/")
+        if any(place == slow or place.startswith((f"{slow}/", f"{slow}::")) for slow in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -160,3 +161,17 @@ def test_the_site_check_lets_links_and_own_files_pass(
     text = '<a href="https://a.example">a</a><script src="assets/x.js"></script>'
     (tmp_path / "index.html").write_text(text, encoding="utf-8")
     assert list(hooks.fetched(tmp_path)) == []
+
+
+def test_what_is_called_slow_is_there() -> None:
+    tree = ast.parse((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"))
+    (slow,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SLOW"
+    )
+    for entry in slow:
+        file, _, test = entry.partition("::")
+        place = ROOT / "tests" / file
+        assert place.exists(), entry
+        assert not test or f"def {test}(" in place.read_text(encoding="utf-8"), entry
