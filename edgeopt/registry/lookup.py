@@ -8,6 +8,7 @@ from edgeopt.errors import ConfigError, EdgeOptError, PluginError, nearest
 from edgeopt.registry.entry import Entry
 from edgeopt.registry.kinds import Kind
 from edgeopt.registry.plugins import entries as plugin_entries
+from edgeopt.registry.plugins import installed
 
 
 def builtin(kind: Kind) -> tuple[Entry, ...]:
@@ -33,12 +34,15 @@ def find(kind: Kind, name: str, *, error: type[EdgeOptError] = ConfigError) -> E
     """Return the entry of a name.
 
     Raises:
-        EdgeOptError: As `error`: there is none of that name; the nearest is suggested.
+        EdgeOptError: As `error`: there is none of that name; the nearest is suggested, and a
+            plug-in that cannot be read is named, since it might have it.
         PluginError: If two packages claim the name.
     """
     found = [entry for entry in listed(kind) if entry.name == name]
     if not found:
-        raise error(f"{kind.noun} {name!r} is not known{nearest(name, names(kind))}")
+        unread = [f"; plug-in {p.distribution}: {p.problem}" for p in installed() if p.problem]
+        near = nearest(name, names(kind))
+        raise error(f"{kind.noun} {name!r} is not known{near}{''.join(unread)}")
     if len(found) > 1:
         owners = " and ".join(str(entry.plugin or "edgeopt itself") for entry in found)
         raise PluginError(f"{kind.noun} {name!r} is claimed by {owners}; uninstall all but one")

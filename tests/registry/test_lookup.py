@@ -48,6 +48,14 @@ def test_the_nearest_name_may_be_a_plugins(site: Path) -> None:
     assert "zeta-int8" not in recipe_names()
 
 
+def test_a_plugin_that_cannot_be_read_might_have_the_unknown_name(site: Path) -> None:
+    install(site, "damaged", "[edgeopt.passes]\nfoo =\n= bar\n")
+    with pytest.raises(ConfigError, match=r"; plug-in damaged 1\.0: its entry points cannot be"):
+        find(PASSES, "baz")
+    install(site, "misspelt", {"edgeopt.pass": {"mine": "misspelt:Mine"}}, version="2.0")
+    assert find(PASSES, "capture").plugin is None
+
+
 def test_a_name_of_two_plugins_is_refused_when_it_is_asked_for(site: Path) -> None:
     for package in ("acme", "zeta"):
         points = {"edgeopt.passes": {"fine": f"{package}:Fine", f"of_{package}": f"{package}:Own"}}
