@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 OFF = ("", "0", "false")
 SOURCES = ("edgeopt", "exporters", "runtime_tests", "device_profiles")
 
-# Before torch comes: workers that each start a thread for every core stand in each other's way.
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+# Before torch comes: workers that each start a thread for every core stand in each other's way. The
+# process that starts the workers sets nothing, since they inherit what it has.
+if _workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // _workers))
 
 # What builds whole models, or runs a compiler or a simulator: 4 s or more in all, each. Paths from
 # here, or single tests; `make test-fast` leaves them out.
