@@ -237,8 +237,9 @@ _PROVIDERS = (
 )
 
 
-_WITH_TORCH = ("torch", "timm")
-"""What imports torch, which the rest of the doctor needs too; all else is asked in a child."""
+_HERE = ("torch", "timm", "sklearn")
+"""What is imported in this process, which needs torch for the rest; half of the seconds that the
+imports take. The others are imported in a child meanwhile."""
 
 _CPU_FEATURES = {
     "x86": (
@@ -263,9 +264,9 @@ def run_doctor() -> DoctorResult:
 
     machine = describe()
     wanted = (*_REQUIRED, *_OPTIONAL)
-    elsewhere = [w.module for w in wanted if w.module not in _WITH_TORCH]
+    elsewhere = [w.module for w in wanted if w.module not in _HERE]
     with Imports(elsewhere) as imports:
-        problems = {module: problem(module) for module in _WITH_TORCH}
+        problems = {module: problem(module) for module in _HERE}
         backends, measurable = _backends(), _measurable()
         problems |= imports.problems()
     return DoctorResult(

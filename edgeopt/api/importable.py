@@ -15,6 +15,9 @@ from typing import Self
 
 CHILD = "edgeopt.api.importable"
 SECONDS = 120
+LOOKED_FOR = {"timm": ("torch", "torchvision")}
+"""What is only looked for, with what it needs: its import takes two seconds, and where it fails, the
+loader of models helps it (`edgeopt.models.torchvision_operators`)."""
 MARK = "edgeopt-import:"
 """Begins an answer: packages may print when they are imported."""
 
@@ -55,11 +58,10 @@ def problem(module: str) -> str:
     """Import a module here; return why it does not, in one line, or empty."""
     if find_spec(module) is None:
         return "not installed"
+    if module in LOOKED_FOR:
+        lacks = [name for name in LOOKED_FOR[module] if find_spec(name) is None]
+        return f"needs {lacks[0]}, which is not installed" if lacks else ""
     try:
-        if module == "timm":  # as its loader does
-            from edgeopt.models.torchvision_operators import import_torchvision
-
-            import_torchvision()
         import_module(module)
     except Exception as failure:  # a broken install raises anything: OSError, RuntimeError, ...
         first = (str(failure).splitlines() or [""])[0]

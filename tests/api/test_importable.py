@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.api.importable import Imports, problem
+from edgeopt.api.importable import LOOKED_FOR, Imports, problem
 
 
 @pytest.fixture
@@ -44,3 +44,12 @@ def test_here_it_says_the_same(packages: None) -> None:
     assert problem("json") == ""
     assert problem("not_there_at_all") == "not installed"
     assert problem("lacks_a_library") == "does not import: OSError: liblacks.so: cannot open"
+
+
+def test_what_is_looked_for_is_not_imported(
+    packages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOOKED_FOR, "aborts", ("json",))
+    assert problem("aborts") == ""
+    monkeypatch.setitem(LOOKED_FOR, "aborts", ("json", "not_there_at_all"))
+    assert problem("aborts") == "needs not_there_at_all, which is not installed"
