@@ -16,8 +16,8 @@ from typing import Self
 CHILD = "edgeopt.api.importable"
 SECONDS = 120
 LOOKED_FOR = {"timm": ("torch", "torchvision")}
-"""What is only looked for, with what it needs: its import takes two seconds, and where it fails, the
-loader of models helps it (`edgeopt.models.torchvision_operators`)."""
+"""What is only looked for, with what it needs: its import takes two seconds, and where that fails,
+its loader helps it (`edgeopt.models.torchvision_operators`)."""
 MARK = "edgeopt-import:"
 """Begins an answer: packages may print when they are imported."""
 
