@@ -16,9 +16,6 @@ EQUIVALENT_SNR_DB = 80.0
 """Least SNR of an EQUIVALENT pass: float32 rounding in deep models stays above 100 dB."""
 
 
-# --- every stage ---------------------------------------------------------------------------------
-
-
 def io_signature(step: Step) -> Iterator[Violation]:
     """Same number of outputs, shapes and types as before."""
     before, after = step.before.outputs, step.after.outputs

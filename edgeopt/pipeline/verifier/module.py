@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from edgeopt.pipeline.verifier.invariant import Row, Step, Violation
 
-# --- MODULE --------------------------------------------------------------------------------------
-
 
 def eval_mode(step: Step) -> Iterator[Violation]:
     """No submodule is left in training mode."""

@@ -17,8 +17,6 @@ from edgeopt.quant.plan import Shared
 from edgeopt.quant.ranges import bias_code_limit
 from edgeopt.quant.reading import QuantNode, edge_of, quant_nodes
 
-# --- quantized graphs ----------------------------------------------------------------------------
-
 
 def _quantized(step: Step) -> Iterator[tuple[ExportedProgram, QuantNode]]:
     for _, exported in step_programs(step):
